@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
     from medsegai.evaluation.findings import Findings
     from medsegai.evaluation.folds import TrainingCase
-    from medsegai.evaluation.held_out import HeldOut, PredictionJob
+    from medsegai.evaluation.held_out import HeldOut, PredictionJob, Record
     from medsegai.models.card import ModelCard
 
 REPORT, DIAGRAM = "report.json", "reliability.png"
@@ -28,16 +27,21 @@ GROUPS = 5
 """The number of parts of the cases; each is judged by the others."""
 
 
+DESCRIPTION = (
+    "Segment cases that the model has not seen and compare with their labels: how often its "
+    "probabilities are right, and the temperature that makes them so; how well the agreement of its members "
+    "predicts the Dice, and below which score a person should check a structure; and which refinement helps. "
+    "With --write all results are written into the model's card. Finished cases are kept, and the same "
+    "command resumes after Ctrl-C."
+)
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Add `medsegai calibrate` to the command line."""
     parser = subparsers.add_parser(
         "calibrate",
         help="measure how reliable a model is",
-        description="Segment cases that the model has not seen and compare with their labels: how often its "
-        "probabilities are right, and the temperature that makes them so; how well the agreement of its members "
-        "predicts the Dice, and below which score a person should check a structure; and which refinement helps. "
-        "With --write all results are written into the model's card. Finished cases are kept, and the same "
-        "command resumes after Ctrl-C.",
+        description=DESCRIPTION,
     )
     parser.add_argument(
         "model",
@@ -121,38 +125,40 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command and return its exit code."""
-    from medsegai.evaluation.findings import (
-        draw_reliability,
-        find,
-        writable_card,
-        write_into_card,
-    )
-    from medsegai.io import atomic_path
+    from medsegai.evaluation.findings import draw_reliability, find, write_into_card
+    from medsegai.io.atomic import write_json
 
     held_out, groups = planned(arguments)
     if arguments.write:
-        if "{fold}" in arguments.model:
-            raise RequestError(
-                "--write needs one model, not one per fold. Name the model of one fold."
-            )
-        writable_card(held_out.card)
-    try:
-        with shown_progress(weights={"held-out cases": 1.0}) as progress:
-            records = held_out.records(progress)
-    except Cancelled:
-        raise Cancelled(
-            "Stopped by the user. Finished cases are kept, and the same command resumes."
-        ) from None
+        _check_writable(arguments, held_out.card)
+    records = _records(held_out)
     findings = find(records, groups, held_out.truth.labels, _source(arguments, len(records)))
     print(text_of(findings))
-    with atomic_path(arguments.output / REPORT) as partial:
-        partial.write_text(json.dumps(findings.to_dict(), indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.output / REPORT, findings.to_dict())
     draw_reliability(findings.before, findings.after, arguments.output / DIAGRAM)
     print(f"\nReport: {arguments.output / REPORT}")
     if arguments.write:
         write_into_card(held_out.card, findings)
         print(f"Written into the card of {held_out.card.id} in {held_out.card.folder}.")
     return 0
+
+
+def _check_writable(arguments: argparse.Namespace, card: ModelCard) -> None:
+    from medsegai.evaluation.findings import writable_card
+
+    if "{fold}" in arguments.model:
+        raise RequestError("--write needs one model, not one per fold. Name the model of one fold.")
+    writable_card(card)
+
+
+def _records(held_out: HeldOut) -> list[Record]:
+    try:
+        with shown_progress(weights={"held-out cases": 1.0}) as progress:
+            return held_out.records(progress)
+    except Cancelled:
+        raise Cancelled(
+            "Stopped by the user. Finished cases are kept, and the same command resumes."
+        ) from None
 
 
 def planned(arguments: argparse.Namespace) -> tuple[HeldOut, list[int]]:
@@ -210,21 +216,9 @@ def _jobs(
 
     members = tuple(arguments.members)
     if arguments.cases:
-        if "{fold}" in arguments.model:
-            raise RequestError("{fold} in the name of the model needs --fold, not --cases.")
-        names = sorted(cases) if arguments.cases == [ALL] else arguments.cases
-        unknown = sorted(set(names) - set(cases))
-        if unknown:
-            raise RequestError(
-                f"{arguments.dataset} does not have the cases {', '.join(unknown[:10])}. Check "
-                "the names in --cases."
-            )
+        names = _named_cases(arguments, cases)
         return [PredictionJob(cases[name], arguments.model, members) for name in names], {}
-    if not arguments.folds:
-        raise RequestError(
-            "The cases that the model has not seen are not known. Use --fold N for those "
-            "that its training held out, or --cases."
-        )
+    _check_folds_given(arguments)
     splits = _splits(arguments, sorted(cases))
     jobs, folds = [], {}
     for fold in arguments.folds:
@@ -234,6 +228,27 @@ def _jobs(
         jobs += [PredictionJob(cases[name], model, own) for name in held_out]
         folds.update(dict.fromkeys(held_out, fold))
     return jobs, folds
+
+
+def _check_folds_given(arguments: argparse.Namespace) -> None:
+    if not arguments.folds:
+        raise RequestError(
+            "The cases that the model has not seen are not known. Use --fold N for those "
+            "that its training held out, or --cases."
+        )
+
+
+def _named_cases(arguments: argparse.Namespace, cases: Mapping[str, object]) -> list[str]:
+    if "{fold}" in arguments.model:
+        raise RequestError("{fold} in the name of the model needs --fold, not --cases.")
+    names = sorted(cases) if arguments.cases == [ALL] else arguments.cases
+    unknown = sorted(set(names) - set(cases))
+    if unknown:
+        raise RequestError(
+            f"{arguments.dataset} does not have the cases {', '.join(unknown[:10])}. Check "
+            "the names in --cases."
+        )
+    return names
 
 
 def _splits(arguments: argparse.Namespace, cases: Sequence[str]) -> Sequence[Sequence[str]]:
@@ -300,14 +315,20 @@ def text_of(findings: Findings) -> str:
         "",
         _correlations(findings),
     ]
-    if findings.flags is not None:
-        flags = findings.flags
-        lines.append(
-            f"Score: {findings.calibration.score}. Of {flags.results} results the worst {flags.bad}: "
-            f"{flags.caught} are among the {flags.flagged} flagged; AUC {flags.auc:.2f}. Expected Dice is off by "
-            f"{flags.error:.3f} (the structure's mean by {flags.error_of_means:.3f})."
-        )
+    lines += _flagged(findings)
     return "\n".join([*lines, "", _refinements(findings)])
+
+
+def _flagged(findings: Findings) -> list[str]:
+    """Return how well the flags find the worst results, if the model has a score."""
+    flags = findings.flags
+    if flags is None:
+        return []
+    return [
+        f"Score: {findings.calibration.score}. Of {flags.results} results the worst {flags.bad}: "
+        f"{flags.caught} are among the {flags.flagged} flagged; AUC {flags.auc:.2f}. Expected Dice is off by "
+        f"{flags.error:.3f} (the structure's mean by {flags.error_of_means:.3f})."
+    ]
 
 
 def _correlations(findings: Findings) -> str:

@@ -12,6 +12,7 @@ from medsegai.errors import RequestError
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
+    from medsegai.io.picture_sets import PictureSet
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -56,12 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     pictures = read_pictures(arguments.pictures, arguments.groups)
     if arguments.part is not None:
-        if arguments.part not in pictures.parts:
-            raise RequestError(
-                f"{arguments.pictures} does not have the part {arguments.part!r}. Its parts "
-                f"are: {', '.join(pictures.parts) or 'none'}."
-            )
-        pictures = pictures.part(arguments.part)
+        pictures = _part(pictures, arguments)
     settings = Classifying(
         arguments.model, arguments.output, arguments.device, arguments.specificity
     )
@@ -70,3 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     print(found.figures.table())
     print_written(found.files)
     return 0
+
+
+def _part(pictures: PictureSet, arguments: argparse.Namespace) -> PictureSet:
+    if arguments.part not in pictures.parts:
+        raise RequestError(
+            f"{arguments.pictures} does not have the part {arguments.part!r}. Its parts "
+            f"are: {', '.join(pictures.parts) or 'none'}."
+        )
+    return pictures.part(arguments.part)

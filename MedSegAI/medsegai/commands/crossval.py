@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,16 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `crossval` and `best` share."""
     add_dataset(parser)
-    parser.add_argument(
-        "--model",
-        dest="models",
-        type=comma_list,
-        action="extend",
-        required=True,
-        metavar="NAME",
-        help="models to compare, by id or folder; {fold} in a name stands for the number of the "
-        "fold, if each fold is a separate model; separated by commas",
-    )
+    _add_models(parser)
     add_output(parser, "folder (default: crossval)", default=Path("crossval"))
     parser.add_argument(
         "--folds",
@@ -59,6 +49,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_folds(parser)
     add_running(parser)
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        dest="models",
+        type=comma_list,
+        action="extend",
+        required=True,
+        metavar="NAME",
+        help="models to compare, by id or folder; {fold} in a name stands for the number of the "
+        "fold, if each fold is a separate model; separated by commas",
+    )
 
 
 def _add_folds(parser: argparse.ArgumentParser) -> None:
@@ -182,8 +185,7 @@ def figures_table(figures: Sequence[Figures]) -> str:
 
 
 def write_figures(path: Path, figures: Sequence[Figures]) -> None:
-    from medsegai.io import atomic_path
+    from medsegai.io.atomic import write_json
 
     content = {item.name: item.to_dict() for item in figures}
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, content)

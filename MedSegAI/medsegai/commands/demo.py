@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,8 +75,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command and return its exit code."""
-    from medsegai.export.viewer import viewer_is_here
-    from medsegai.output.result_files import Outputs
+    from medsegai.io.atomic import make_folder
 
     folder: Path = arguments.output
     card = find_card((getattr(arguments, "models", None) or SegmentationRequest.models)[0])
@@ -85,20 +84,32 @@ def run(arguments: argparse.Namespace) -> int:
     check_request(request)
     check_inputs(request)
     make_folder(folder)
-    parts = {"page": "viewer"} if viewer_is_here() else {}
     files = FILES | (OBJECT_FILES if card.object_labels else {})
-    outputs = Outputs(**{parts.get(name, name): folder / file for name, file in files.items()})
+    outputs = _outputs(folder, files)
     with outputs.reserved():
         outputs.check([scan], overwrite=arguments.overwrite or untouched(outputs))
         print(f"Segmenting {scan}")
         result = segment_to_files(request, outputs)
         print_summary(result)
+    _print_files(folder, files, scan)
+    return 0
+
+
+def _print_files(folder: Path, files: Mapping[str, str], scan: Path) -> None:
     print(f"\nIn {folder.resolve()}:")
     for name, file in files.items():
         print(f"  {file:<22} {MEANING[name]}")
     print(f"\nTo view the result, drag these two files into 3D Slicer:\n  {scan}")
-    print(f"  {outputs.segmentation.resolve()}")
-    return 0
+    print(f"  {(folder / files['segmentation']).resolve()}")
+
+
+def _outputs(folder: Path, files: Mapping[str, str]) -> Outputs:
+    from medsegai.export.viewer import viewer_is_here
+    from medsegai.output.result_files import Outputs
+
+    parts = {"page": "viewer"} if viewer_is_here() else {}
+    outputs = Outputs(**{parts.get(name, name): folder / file for name, file in files.items()})
+    return outputs
 
 
 def demo_scan(card: ModelCard, folder: Path, overwrite: bool) -> Path:
@@ -113,6 +124,7 @@ def demo_scan(card: ModelCard, folder: Path, overwrite: bool) -> Path:
     from PIL import Image
 
     from medsegai.commands.drawn_tissue import drawn_tissue
+    from medsegai.io.atomic import make_folder
 
     make_folder(folder)
     with beside(folder) as made:
@@ -161,18 +173,6 @@ def nilearn_scan() -> Path:
             f"This version of nilearn does not contain {path.name}. Name your own T1 scan: medsegai demo INPUT"
         )
     return path
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder for the results.
-
-    Raises:
-        OutputError: the folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {folder} cannot be made: {error.strerror}.") from error
 
 
 def untouched(outputs: Outputs) -> bool:

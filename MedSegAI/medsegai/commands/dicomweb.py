@@ -121,13 +121,7 @@ def run_find(arguments: argparse.Namespace) -> int:
     if arguments.limit < 1:
         raise RequestError(f"--limit must be at least 1, not {arguments.limit}.")
     archive = _archive(arguments)
-    if arguments.study:
-        filters = {"Modality": arguments.modality} if arguments.modality else {}
-        found = archive.series(arguments.study, filters)
-    else:
-        chosen = {key: getattr(arguments, name) for name, (key, _) in FILTERS.items()}
-        chosen["ModalitiesInStudy"] = arguments.modality
-        found = archive.studies({k: v for k, v in chosen.items() if v}, arguments.limit + 1)
+    found = _found(archive, arguments)
     shown, more = found[: arguments.limit], len(found) - arguments.limit
     if arguments.json:
         print(json.dumps(shown, indent=2))
@@ -141,6 +135,16 @@ def run_find(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _found(archive: Archive, arguments: argparse.Namespace) -> list[Found]:
+    """Return the series of a study, or studies, one more than are shown."""
+    if arguments.study:
+        filters = {"Modality": arguments.modality} if arguments.modality else {}
+        return archive.series(arguments.study, filters)
+    chosen = {key: getattr(arguments, name) for name, (key, _) in FILTERS.items()}
+    chosen["ModalitiesInStudy"] = arguments.modality
+    return archive.studies({k: v for k, v in chosen.items() if v}, arguments.limit + 1)
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:

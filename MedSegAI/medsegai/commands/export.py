@@ -15,6 +15,7 @@ from medsegai.system.outside_text import one_line
 
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
+    from medsegai.export.files import Exports, Inputs
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -62,18 +63,10 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         ("--seg", "DCM", "DICOM segmentation"),
         ("--sr", "DCM", "DICOM structured report (TID 1500) of the measurements; needs --seg"),
         ("--rtstruct", "DCM", "DICOM RT Structure Set, which has contours for radiotherapy"),
-        (
-            "--report",
-            "HTML",
-            "HTML page with pictures, table, warnings and provenance",
-        ),
+        ("--report", "HTML", "HTML page with pictures, table, warnings and provenance"),
         ("--csv", "CSV", "table of measurements"),
         ("--json", "JSON", "the same table as JSON"),
-        (
-            "--surfaces",
-            "FOLDER",
-            "folder for a closed surface per structure, in mm",
-        ),
+        ("--surfaces", "FOLDER", "folder for a closed surface per structure, in mm"),
     ):
         group.add_argument(flag, type=Path, metavar=metavar, help=text)
     add_switch(
@@ -115,9 +108,22 @@ def _add_forms(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command and return its exit code."""
-    from medsegai.export.files import Exports, Inputs, export
+    from medsegai.export.files import export
 
-    inputs = Inputs(
+    inputs, exports = _inputs(arguments), _exports(arguments)
+    with reserved(exports.files().values()), shown_progress(arguments.quiet) as progress:
+        warnings = export(inputs, exports, progress, arguments.overwrite)
+    for warning in warnings:
+        print(f"medsegai: warning: {one_line(warning)}", file=sys.stderr)
+    if not arguments.quiet:
+        print_written([*exports.files().values(), exports.surfaces])
+    return 0
+
+
+def _inputs(arguments: argparse.Namespace) -> Inputs:
+    from medsegai.export.files import Inputs
+
+    return Inputs(
         arguments.segmentation,
         arguments.dicom,
         arguments.image,
@@ -126,7 +132,12 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.corrected,
         arguments.uncertainty,
     )
-    exports = Exports(
+
+
+def _exports(arguments: argparse.Namespace) -> Exports:
+    from medsegai.export.files import Exports
+
+    return Exports(
         arguments.seg,
         arguments.sr,
         arguments.report,
@@ -140,10 +151,3 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.viewer,
         arguments.rtstruct,
     )
-    with reserved(exports.files().values()), shown_progress(arguments.quiet) as progress:
-        warnings = export(inputs, exports, progress, arguments.overwrite)
-    for warning in warnings:
-        print(f"medsegai: warning: {one_line(warning)}", file=sys.stderr)
-    if not arguments.quiet:
-        print_written([*exports.files().values(), exports.surfaces])
-    return 0

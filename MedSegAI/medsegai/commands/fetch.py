@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from medsegai.commands.console import shown_progress, table
 from medsegai.commands.parsing import add_quiet, add_switch
 from medsegai.errors import InputError, ModelError, RequestError
+from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import own_models_folder
 from medsegai.models.index import INDEX_VARIABLE, ListedModel, ModelIndex
 from medsegai.models.json_fields import from_json, read_json, to_json
@@ -32,6 +33,10 @@ def add_fetch_parsers(actions: Subparsers) -> None:
     listing.add_argument("--json", action="store_true", help="print JSON")
     add_index_option(listing)
     listing.set_defaults(run=run_index)
+    _add_fetching(actions)
+
+
+def _add_fetching(actions: Subparsers) -> None:
     fetching = actions.add_parser(
         "fetch",
         help="download a model from an address, or by its id in an index, and import it",
@@ -80,29 +85,30 @@ def run_index(arguments: argparse.Namespace) -> int:
 
 def run_fetch(arguments: argparse.Namespace) -> int:
     """Download, check and import one model."""
+    from medsegai.io.atomic import make_folder
+
     wanted = _wanted(arguments)
     folder = own_models_folder()
     place = folder / FOLDER / wanted.sha256.lower()
-    from medsegai.io.atomic import output_error
-
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(place, error) from error
+    make_folder(place)
     file = place / _file_name(wanted.url)
     with reserved([file]):
         _load(wanted, file, arguments.quiet)
-        from medsegai.models.importing import import_model
-
         listed_id = None if "://" in arguments.model else wanted.id
-        try:
-            card = import_model(file, folder, arguments.replace, arguments.id or listed_id)
-        finally:
-            file.unlink(missing_ok=True)
+        card = _imported(file, folder, arguments.replace, arguments.id or listed_id)
     _remove_empty(place)
     if not arguments.quiet:
         print(f"Imported {card.id} ({card.name}) into {card.folder}.")
     return 0
+
+
+def _imported(file: Path, folder: Path, replace: bool, id: str | None) -> ModelCard:
+    from medsegai.models.importing import import_model
+
+    try:
+        return import_model(file, folder, replace, id)
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _load(wanted: ListedModel, file: Path, quiet: bool) -> None:

@@ -100,14 +100,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_summary(source, card) for source, card in found], indent=2))
         return 0
-    rows = []
-    for source, card in found:
-        if isinstance(card, ModelError):
-            rows.append([source.parent.name, "broken", "", "", "", _place(source)])
-        else:
-            size = f"{_weights_mb(card):.1f}"
-            members = _members_in_short(card)
-            rows.append([card.id, card.version, card.family, members, size, _place(source)])
+    rows = [_row(source, card) for source, card in found]
     if rows:
         print(table(["model", "version", "family", "members", "MB", "place"], rows, left=4))
     for source, card in found:
@@ -116,6 +109,13 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not rows:
         print("No models are installed. Add one with `medsegai models import PATH`.")
     return 0
+
+
+def _row(source: Path, card: ModelCard | ModelError) -> list[str]:
+    if isinstance(card, ModelError):
+        return [source.parent.name, "broken", "", "", "", _place(source)]
+    size, members = f"{_weights_mb(card):.1f}", _members_in_short(card)
+    return [card.id, card.version, card.family, members, size, _place(source)]
 
 
 def run_show(arguments: argparse.Namespace) -> int:
@@ -169,6 +169,11 @@ def run_remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
+BUNDLED = (
+    "{name} is bundled with MedSegAI and cannot be removed. Only your own models can be removed."
+)
+
+
 def _own_folder(name: str) -> Path:
     """Return the folder of a user's model, by its id, or by its folder's name if its card is broken.
 
@@ -183,9 +188,7 @@ def _own_folder(name: str) -> Path:
         if known == name and is_own:
             return source.parent
         if known == name:
-            raise ModelError(
-                f"{name} is bundled with MedSegAI and cannot be removed. Only your own models can be removed."
-            )
+            raise ModelError(BUNDLED.format(name=name))
         names += [known] * is_own
     raise ModelError(
         f"You do not have a model {name!r}. Your own models are: {', '.join(names) or 'none'}."
@@ -198,29 +201,19 @@ def _verified(card: ModelCard) -> str:
     return "matches its card"
 
 
-def describe_card(card: ModelCard) -> str:
-    """Return the card as text for a terminal."""
-    spacing = " x ".join(f"{length:g}" for length in card.spacing_mm)
-    flat = card.dimensions == 2  # its settings have the number of pixels
-    facts = [
-        ("version", card.version),
-        ("family", card.family),
-        ("intended use", card.intended_use),
-        ("origin", card.origin),
-        ("licence", card.licence),
-        ("citation", card.citation),
-        ("works at", "" if flat else f"{spacing} mm"),
-        ("memory", f"{card.memory_mb:.0f} MB" if card.memory_mb else ""),
-        ("calibrated", card.calibration.source if card.calibration else ""),
-        ("plausible", card.reference.source if card.reference else ""),
-        ("folder", str(card.folder)),
-    ]
-    channels = [[c.name, c.modality, "yes" if c.required else "no"] for c in card.channels]
-    members = [[m.name, m.weights or "-", f"{m.weight:g}", m.sha256 or "-"] for m in card.members]
-    labels = [
+def _label_rows(card: ModelCard) -> list[list[str]]:
+    return [
         [str(label.value), label.name, _range(card, label.value), _codes(card, label.value)]
         for label in card.labels
     ]
+
+
+def describe_card(card: ModelCard) -> str:
+    """Return the card as text for a terminal."""
+    facts = _facts(card)
+    channels = [[c.name, c.modality, "yes" if c.required else "no"] for c in card.channels]
+    members = [[m.name, m.weights or "-", f"{m.weight:g}", m.sha256 or "-"] for m in card.members]
+    labels = _label_rows(card)
     parts = [
         f"{card.id}: {card.name}",
         card.description,
@@ -233,6 +226,24 @@ def describe_card(card: ModelCard) -> str:
         parts.append(_accuracy(card.performance))
         parts.append(f"All figures: medsegai models show {card.id} --json")
     return "\n\n".join(part for part in parts if part)
+
+
+def _facts(card: ModelCard) -> list[tuple[str, str]]:
+    spacing = " x ".join(f"{length:g}" for length in card.spacing_mm)
+    flat = card.dimensions == 2  # its settings have the number of pixels
+    return [
+        ("version", card.version),
+        ("family", card.family),
+        ("intended use", card.intended_use),
+        ("origin", card.origin),
+        ("licence", card.licence),
+        ("citation", card.citation),
+        ("works at", "" if flat else f"{spacing} mm"),
+        ("memory", f"{card.memory_mb:.0f} MB" if card.memory_mb else ""),
+        ("calibrated", card.calibration.source if card.calibration else ""),
+        ("plausible", card.reference.source if card.reference else ""),
+        ("folder", str(card.folder)),
+    ]
 
 
 def _accuracy(performance: Mapping[str, Any]) -> str:

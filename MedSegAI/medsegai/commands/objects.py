@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written
 from medsegai.commands.parsing import add_output, add_overwrite
-from medsegai.errors import InputError, OutputExistsError, RequestError
+from medsegai.errors import InputError, OutputExistsError, RequestError, counted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from medsegai.commands.console import Subparsers
+    from medsegai.volume import Volume
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -56,40 +58,60 @@ def _add_separation(parser: argparse.ArgumentParser) -> None:
 
 def run_objects(arguments: argparse.Namespace) -> int:
     """Separate objects, write them, and print their number."""
-    from medsegai.io import files_together, read_channels, read_labelmap
     from medsegai.measurements.instances import WAIST, separated
     from medsegai.measurements.object_rows import object_rows
-    from medsegai.output.object_files import write_object_map, write_object_table
 
     written = [path for path in (arguments.output, arguments.table) if path is not None]
     _check_options(arguments, written)
-    labels, _ = read_labelmap(arguments.labels)
-    if len(labels.voxels) != 1:
-        raise InputError(
-            f"{arguments.labels} has {len(labels.voxels)} slices, but objects can only be "
-            "separated in a single slice. Name a label map of one slice."
-        )
-    channels = () if arguments.image is None else read_channels(arguments.image)
-    if channels and channels[0].voxels.shape != labels.voxels.shape:
-        raise InputError(
-            f"{arguments.image} and {arguments.labels} have different sizes. Name the picture that was segmented."
-        )
+    labels = _one_slice(arguments.labels)
+    channels = _channels(arguments, labels)
     plane = labels.voxels[0]
     waist = WAIST if arguments.waist is None else arguments.waist
     found = separated(
         plane == arguments.inside, plane == arguments.border, arguments.smallest, waist
     )
     rows = object_rows(found, channels, channels[0] if channels else labels)
+    _write(arguments, labels.with_voxels(found[None]), rows)
+    print(f"{counted(len(rows), 'object', 'objects')}.")
+    print_written(written)
+    return 0
+
+
+def _one_slice(path: Path) -> Volume:
+    from medsegai.io import read_labelmap
+
+    labels, _ = read_labelmap(path)
+    if len(labels.voxels) != 1:
+        raise InputError(
+            f"{path} has {len(labels.voxels)} slices, but objects can only be "
+            "separated in a single slice. Name a label map of one slice."
+        )
+    return labels
+
+
+def _channels(arguments: argparse.Namespace, labels: Volume) -> tuple[Volume, ...]:
+    from medsegai.io import read_channels
+
+    channels = () if arguments.image is None else read_channels(arguments.image)
+    if channels and channels[0].voxels.shape != labels.voxels.shape:
+        raise InputError(
+            f"{arguments.image} and {arguments.labels} have different sizes. Name the picture that was segmented."
+        )
+    return channels
+
+
+def _write(
+    arguments: argparse.Namespace, objects: Volume, rows: Sequence[Mapping[str, object]]
+) -> None:
+    from medsegai.io import files_together
+    from medsegai.output.object_files import write_object_map, write_object_table
+
     with files_together() as files:
         with files.path(arguments.output) as partial:
-            write_object_map(partial, labels.with_voxels(found[None]))
+            write_object_map(partial, objects)
         if arguments.table is not None:
             with files.path(arguments.table) as partial:
                 write_object_table(partial, rows)
-    count = len(rows)
-    print(f"{count} object{'' if count == 1 else 's'}.")
-    print_written(written)
-    return 0
 
 
 def _check_options(arguments: argparse.Namespace, written: Sequence[Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,11 +102,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     labelmap, labels = read_labelmap(arguments.segmentation)
     image = None if arguments.image is None else read_volume(arguments.image)
-    candidates = (
-        None
-        if arguments.probabilities is None
-        else read_candidates(arguments.probabilities, labelmap, labels)
-    )
+    path = arguments.probabilities
+    candidates = None if path is None else read_candidates(path, labelmap, labels)
     Draft(labelmap, labels, image, candidates)  # refuses a scan on another grid
     asked = RefinementRequest(labelmap, labels, refinements, image=image, candidates=candidates)
     result = _refine(asked, arguments.quiet)
@@ -150,9 +146,6 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 
 
 def _write_report(path: Path, report: Sequence[Mapping[str, Any]]) -> None:
-    from medsegai.io import atomic_path
+    from medsegai.io.atomic import write_json
 
-    with atomic_path(path) as partial:
-        partial.write_text(
-            json.dumps({"refinements": list(report)}, indent=2) + "\n", encoding="utf-8"
-        )
+    write_json(path, {"refinements": list(report)})

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegai.commands.console import print_written, shown_progress, table
 from medsegai.commands.parsing import add_output, add_overwrite, add_quiet
-from medsegai.errors import InputError, ModelError, RequestError
+from medsegai.errors import InputError, ModelError, RequestError, counted
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import find_card, is_path
 from medsegai.models.quality import quality_of
@@ -173,50 +173,69 @@ def in_channel_order(inputs: Sequence[str], card: ModelCard) -> list[Path]:
     Raises:
         RequestError: a channel is missing, given twice or unknown, or only some inputs are named.
     """
-    channels = {channel.name.casefold(): channel.name for channel in card.channels}
     named: dict[str, Path] = {}
     for item in inputs:
         name, separator, path = item.partition("=")
         if not separator or Path(item).exists():
             continue
-        if name.casefold() not in channels:
-            raise RequestError(
-                f"Model {card.id!r} does not have the channel {name!r}. Its channels are "
-                f"{', '.join(channels.values())}."
-            )
-        if channels[name.casefold()] in named:
-            raise RequestError(f"Channel {name!r} is given twice. Name each channel once.")
-        named[channels[name.casefold()]] = Path(path)
+        named[_channel(name, card, named)] = Path(path)
     if not named:
         return [Path(item) for item in inputs]
-    missing = [name for name in channels.values() if name not in named]
-    if missing or len(named) < len(inputs):
+    channels = [channel.name for channel in card.channels]
+    if named.keys() != set(channels) or len(named) < len(inputs):
+        example = " ".join(f"{name}=IMAGE" for name in channels)
+        raise RequestError(f"Name every channel of model {card.id!r}, each once: {example}")
+    return [named[name] for name in channels]
+
+
+def _channel(name: str, card: ModelCard, named: Container[str]) -> str:
+    """Return the channel that has this name in capitals or small letters, and was not named before."""
+    channels = {channel.name.casefold(): channel.name for channel in card.channels}
+    if name.casefold() not in channels:
         raise RequestError(
-            f"Name every channel of model {card.id!r}, each once: "
-            + " ".join(f"{name}=IMAGE" for name in channels.values())
+            f"Model {card.id!r} does not have the channel {name!r}. Its channels are "
+            f"{', '.join(channels.values())}."
         )
-    return [named[name] for name in channels.values()]
+    channel = channels[name.casefold()]
+    if channel in named:
+        raise RequestError(f"Channel {name!r} is given twice. Name each channel once.")
+    return channel
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command and return its exit code."""
     models = getattr(arguments, "models", None) or SegmentationRequest.models
     inputs = in_channel_order(arguments.inputs, find_card(models[0]))
-    request = request_from_arguments(
+    request = _request(arguments, inputs)
+    check_request(request)
+    check_inputs(request)
+    if arguments.objects or arguments.object_table:
+        check_objects(request)
+
+    outputs = _outputs(arguments)
+    with outputs.reserved():
+        outputs.check(inputs, arguments.overwrite)
+        result = segment_to_files(request, outputs, arguments.quiet)
+    if not arguments.quiet:
+        print_summary(result)
+        print_written(outputs.paths().values())
+    return 0
+
+
+def _request(arguments: argparse.Namespace, inputs: Sequence[Path]) -> SegmentationRequest:
+    return request_from_arguments(
         arguments,
         inputs,
         uncertainty=bool(arguments.uncertainty or arguments.mutual_information),
         probabilities=arguments.save_probabilities is not None,
         candidates=arguments.places is not None,
     )
-    check_request(request)
-    check_inputs(request)
-    if arguments.objects or arguments.object_table:
-        check_objects(request)
 
+
+def _outputs(arguments: argparse.Namespace) -> Outputs:
     from medsegai.output.result_files import Outputs
 
-    outputs = Outputs(
+    return Outputs(
         segmentation=arguments.output,
         uncertainty=arguments.uncertainty,
         mutual_information=arguments.mutual_information,
@@ -228,13 +247,6 @@ def run(arguments: argparse.Namespace) -> int:
         preview=arguments.preview,
         report=arguments.report,
     )
-    with outputs.reserved():
-        outputs.check(inputs, arguments.overwrite)
-        result = segment_to_files(request, outputs, arguments.quiet)
-    if not arguments.quiet:
-        print_summary(result)
-        print_written(outputs.paths().values())
-    return 0
 
 
 def check_request(request: SegmentationRequest) -> None:
@@ -304,8 +316,7 @@ def print_summary(result: SegmentationResult) -> None:
     header = ["structure", size, *judged, *[MEASURES[name] for name in measured], *remarked]
     print(table(header, rows, words_last=bool(remarked)))
     if result.objects is not None:
-        count = len(result.object_rows)
-        print(f"\n{count} object{'' if count == 1 else 's'}.")
+        print(f"\n{counted(len(result.object_rows), 'object', 'objects')}.")
     took = f"{duration(sum(result.seconds.values()))}."
     print("\n" + " ".join(filter(None, [took, result.refined(), NOT_FOR_DIAGNOSIS])))
 

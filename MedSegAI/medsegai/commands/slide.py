@@ -108,11 +108,7 @@ def chosen_part(slide: Slide, arguments: argparse.Namespace) -> tuple[SlideGrid,
         RequestError: the level does not exist, or the region lies outside the slide.
     """
     if arguments.level is not None:
-        if not 0 <= arguments.level < len(slide.levels):
-            raise RequestError(
-                f"{arguments.slide} has the levels 0 to {len(slide.levels) - 1}, but not level {arguments.level}."
-            )
-        grid = slide.grid(slide.levels[arguments.level].downsample)
+        grid = _level_grid(slide, arguments)
         return grid, _box(slide, grid, arguments)
     if arguments.longest < 1:
         raise RequestError(f"--longest must be at least 1, not {arguments.longest}.")
@@ -122,6 +118,14 @@ def chosen_part(slide: Slide, arguments: argparse.Namespace) -> tuple[SlideGrid,
     factor = max(1.0, max(rows, columns) / arguments.longest)
     grid = slide.grid(factor)
     return grid, _box(slide, grid, arguments)
+
+
+def _level_grid(slide: Slide, arguments: argparse.Namespace) -> SlideGrid:
+    if not 0 <= arguments.level < len(slide.levels):
+        raise RequestError(
+            f"{arguments.slide} has the levels 0 to {len(slide.levels) - 1}, but not level {arguments.level}."
+        )
+    return slide.grid(slide.levels[arguments.level].downsample)
 
 
 def _box(slide: Slide, grid: SlideGrid, arguments: argparse.Namespace) -> Box | None:

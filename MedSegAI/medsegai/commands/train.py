@@ -17,6 +17,7 @@ from medsegai.training.patches_options import PatchTraining
 if TYPE_CHECKING:
     from medsegai.commands.console import Subparsers
     from medsegai.training.run import Build
+    from medsegai.training.unet2d.run import RunOptions2D
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -324,10 +325,9 @@ def run_unet3d(arguments: argparse.Namespace) -> int:
 
 
 def run_unet2d(arguments: argparse.Namespace) -> int:
-    from medsegai.training.run import TimeLimit
     from medsegai.training.unet2d.config import load_config
     from medsegai.training.unet2d.rate_finder import suggest_rate
-    from medsegai.training.unet2d.run import RunOptions2D, train
+    from medsegai.training.unet2d.run import train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     changes = {} if arguments.data is None else {"data": {"root": str(arguments.data.resolve())}}
@@ -336,17 +336,19 @@ def run_unet2d(arguments: argparse.Namespace) -> int:
         found = suggest_rate(config, arguments.output, arguments.device)
         print(f"Suggested optimiser.learning_rate: {found.rate:.2g} (curve: {found.picture})")
         return 0
-    options = RunOptions2D(
-        arguments.output,
-        arguments.resume,
-        arguments.device,
-        TimeLimit.of(arguments.minutes, arguments.until),
-        tuple(arguments.folds),
-    )
     with shown_progress() as progress:
-        folder = train(config, options, progress)
-    print(f"Trained networks, log and scores: {options.folder} (model: {folder})")
+        folder = train(config, _options_2d(arguments), progress)
+    print(f"Trained networks, log and scores: {arguments.output} (model: {folder})")
     return 0
+
+
+def _options_2d(arguments: argparse.Namespace) -> RunOptions2D:
+    from medsegai.training.run import TimeLimit
+    from medsegai.training.unet2d.run import RunOptions2D
+
+    limit = TimeLimit.of(arguments.minutes, arguments.until)
+    folds = tuple(arguments.folds)
+    return RunOptions2D(arguments.output, arguments.resume, arguments.device, limit, folds)
 
 
 def _run(build: Build, arguments: argparse.Namespace) -> int:

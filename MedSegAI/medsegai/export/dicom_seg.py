@@ -112,11 +112,7 @@ def read_source(path: Path, series: str | None = None) -> Source:
         InputError: the files are not DICOM, or a header lacks attributes that a segmentation needs.
         GeometryError: see `read_volume`.
     """
-    if path.is_file() and not _is_dicom(path):
-        raise InputError(
-            f"{path} is not DICOM, so it lacks the patient, study and frame of reference for "
-            "a DICOM SEG. Name the folder of the DICOM series that was segmented."
-        )
+    _check_dicom(path)
     slices = series_frames(path, series)
     files = list(dict.fromkeys(file for file, _ in slices))
     with quiet(f"{path}: its headers cannot be used for a DICOM SEG"):
@@ -125,20 +121,37 @@ def read_source(path: Path, series: str | None = None) -> Source:
         for item, name in product(images, MAY_BE_EMPTY):
             if name not in item:
                 setattr(item, name, "")
+    _check_complete(path, missing)
+    if len(files) == 1:
+        return Source(images, _order(path, images[0], [frame for _, frame in slices]))
+    return Source(images, tuple(range(len(slices))))
+
+
+def _check_dicom(path: Path) -> None:
+    if path.is_file() and not _is_dicom(path):
+        raise InputError(
+            f"{path} is not DICOM, so it lacks the patient, study and frame of reference for "
+            "a DICOM SEG. Name the folder of the DICOM series that was segmented."
+        )
+
+
+def _check_complete(path: Path, missing: Sequence[str]) -> None:
     if missing:
         raise InputError(
             f"{path}: the headers lack {', '.join(missing)}, so a segmentation cannot refer "
             "to them. Use the original series from the archive."
         )
-    if len(files) == 1:
-        order = {frame: k for k, (_, frame) in enumerate(slices)}
-        count = int(images[0].get("NumberOfFrames") or 1)
-        if len(order) != count:
-            raise InputError(
-                f"{path}: some of its {count} frames are not slices of the scan. Export the series again."
-            )
-        return Source(images, tuple(order[frame] for frame in range(count)))
-    return Source(images, tuple(range(len(slices))))
+
+
+def _order(path: Path, image: pydicom.Dataset, frames: Sequence[int]) -> tuple[int, ...]:
+    """Return the slice of the scan at each frame of a file; `frames` has the frame of each slice."""
+    order = {frame: k for k, frame in enumerate(frames)}
+    count = int(image.get("NumberOfFrames") or 1)
+    if len(order) != count:
+        raise InputError(
+            f"{path}: some of its {count} frames are not slices of the scan. Export the series again."
+        )
+    return tuple(order[frame] for frame in range(count))
 
 
 def present(case: Case) -> tuple[Label, ...]:
@@ -218,10 +231,7 @@ def segmentation(case: Case, source: Source, maker: Maker, encoding: str = "bina
 def _description(number: int, label: Label, maker: Maker) -> Any:
     """Return the description of a segment: codes, a colour and an identity to which a report can refer."""
     hd = highdicom()
-    category, kind, modifier = (*UNCODED, None)
-    if label.terminology is not None:
-        category, kind = label.terminology.category, label.terminology.type
-        modifier = label.terminology.modifier
+    category, kind, modifier = _codes(label)
     description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=label.name,
@@ -237,6 +247,11 @@ def _description(number: int, label: Label, maker: Maker) -> Any:
         types = description.SegmentedPropertyTypeCodeSequence
         types[0].SegmentedPropertyTypeModifierCodeSequence = [coded(modifier)]
     return description
+
+
+def _codes(label: Label) -> tuple[Code, Code, Code | None]:
+    codes = label.terminology
+    return (*UNCODED, None) if codes is None else (codes.category, codes.type, codes.modifier)
 
 
 def identification(maker: Maker) -> Any:

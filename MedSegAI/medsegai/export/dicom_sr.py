@@ -155,18 +155,21 @@ def _group(segmentation: Any, number: int, numbers: Sequence[Any], label: Label)
         tracking_identifier=hd.sr.TrackingIdentifier(
             uid=segment.tracking_uid, identifier=segment.tracking_id
         ),
-        referenced_segment=hd.sr.ReferencedSegment(
-            sop_class_uid=segmentation.SOPClassUID,
-            sop_instance_uid=segmentation.SOPInstanceUID,
-            segment_number=number,
-            source_series=hd.sr.SourceSeriesForSegmentation(
-                segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID
-            ),
-        ),
+        referenced_segment=_reference(segmentation, number),
         finding_category=segment.segmented_property_category,
         finding_type=segment.segmented_property_type,
         finding_sites=_sites(label),
         measurements=numbers,
+    )
+
+
+def _reference(segmentation: Any, number: int) -> Any:
+    sr, series = highdicom().sr, segmentation.ReferencedSeriesSequence[0]
+    return sr.ReferencedSegment(
+        sop_class_uid=segmentation.SOPClassUID,
+        sop_instance_uid=segmentation.SOPInstanceUID,
+        segment_number=number,
+        source_series=sr.SourceSeriesForSegmentation(series.SeriesInstanceUID),
     )
 
 

@@ -157,6 +157,14 @@ class Exports:
             raise RequestError("The viewer is a part of the report. Name it with --report.")
         if self.encoding not in dicom_seg.ENCODINGS:
             raise RequestError(f"encoding must be one of {', '.join(dicom_seg.ENCODINGS)}.")
+        self._check_surfaces()
+        for wanted, module in ((self.seg, "highdicom"), (self.surfaces, "manifold3d")):
+            if wanted is not None and importlib.util.find_spec(module) is None:
+                raise MedSegAIError(
+                    f"The export needs {module}, which is not installed. Run pip install 'medsegai[export]'."
+                )
+
+    def _check_surfaces(self) -> None:
         if self.space not in SPACES or not self.formats or not set(self.formats) <= set(FORMATS):
             raise RequestError(
                 f"Surfaces must be {', '.join(FORMATS)} in {' or '.join(SPACES)}, not "
@@ -164,11 +172,6 @@ class Exports:
             )
         if not 0 <= self.tolerance_mm < math.inf:
             raise RequestError(f"The tolerance must be at least 0 mm, not {self.tolerance_mm:g}.")
-        for wanted, module in ((self.seg, "highdicom"), (self.surfaces, "manifold3d")):
-            if wanted is not None and importlib.util.find_spec(module) is None:
-                raise MedSegAIError(
-                    f"The export needs {module}, which is not installed. Run pip install 'medsegai[export]'."
-                )
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,21 @@ def outlines(mask: NDArray[np.bool_]) -> list[Polygon]:
 
 def _loops(mask: NDArray[np.bool_]) -> Iterator[list[Corner]]:
     """Return pixel corners around each part, with the part on the right, and likewise around each hole."""
+    next_of = _edges(mask)
+    while next_of:
+        (begin, way), _corner = next(iter(next_of.items()))
+        loop: list[Corner] = []
+        at = begin
+        while (at, way) in next_of:
+            loop.append(at)
+            at = next_of.pop((at, way))
+            turns = ((way + 1) % 4, way, (way + 3) % 4)  # right turns first: corners do not connect
+            way = next((turn for turn in turns if (at, turn) in next_of), way)
+        yield loop
+
+
+def _edges(mask: NDArray[np.bool_]) -> dict[tuple[Corner, int], Corner]:
+    """Return the end of each edge between inside and outside, by its start and its direction."""
     padded = np.pad(mask, 1)
     next_of: dict[tuple[Corner, int], Corner] = {}
     edges = (
@@ -57,16 +72,7 @@ def _loops(mask: NDArray[np.bool_]) -> Iterator[list[Corner]]:
         for j, i in np.argwhere(found):
             start = (int(j) + shift[0], int(i) + shift[1])
             next_of[start, way] = (start[0] + TURNS[way][0], start[1] + TURNS[way][1])
-    while next_of:
-        (begin, way), _corner = next(iter(next_of.items()))
-        loop: list[Corner] = []
-        at = begin
-        while (at, way) in next_of:
-            loop.append(at)
-            at = next_of.pop((at, way))
-            turns = ((way + 1) % 4, way, (way + 3) % 4)  # right turns first: corners do not connect
-            way = next((turn for turn in turns if (at, turn) in next_of), way)
-        yield loop
+    return next_of
 
 
 def _halfway(corners: list[Corner]) -> Polygon:

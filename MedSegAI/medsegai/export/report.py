@@ -160,20 +160,21 @@ def _table(content: Content) -> str:
     judged = qualities if any(qualities) else [None] * len(rows)
     head = "<th>Quality</th>" * any(qualities)
     head += "".join(f"<th>{html.escape(COLUMNS[name][0])}</th>" for name in shown)
-    lines = []
-    for row, quality in zip(rows, judged, strict=True):
-        color = "#{:02x}{:02x}{:02x}".format(*row.label.color)
-        swatch = f'<span class="swatch" style="background:{color}"></span>'
-        name = swatch + html.escape(row.label.name)
-        cells = "" if quality is None else f"<td>{html.escape(quality) or '–'}</td>"
-        cells += "".join(
-            f"<td>{_number(getattr(row, key), spec)}</td>" for key, spec in shown.items()
-        )
-        link = links.get(row.label.value, "")
-        name = viewer.eye(row.label) + name if link else name
-        lines.append(f"<tr{link}><td>{name}</td>{cells}</tr>")
-    body = "\n".join(lines)
+    body = "\n".join(
+        _row(row, quality, shown, links.get(row.label.value, ""))
+        for row, quality in zip(rows, judged, strict=True)
+    )
     return f"<table><thead><tr><th>Structure</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _row(row: Measurement, quality: str | None, shown: Mapping[str, str], link: str) -> str:
+    color = "#{:02x}{:02x}{:02x}".format(*row.label.color)
+    swatch = f'<span class="swatch" style="background:{color}"></span>'
+    name = swatch + html.escape(row.label.name)
+    cells = "" if quality is None else f"<td>{html.escape(quality) or '–'}</td>"
+    cells += "".join(f"<td>{_number(getattr(row, key), spec)}</td>" for key, spec in shown.items())
+    name = viewer.eye(row.label) + name if link else name
+    return f"<tr{link}><td>{name}</td>{cells}</tr>"
 
 
 def _links(content: Content) -> dict[int, str]:

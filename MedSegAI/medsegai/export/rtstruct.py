@@ -151,17 +151,19 @@ def _contours(
     for k, plane in enumerate(mask, start=starts[0]):
         for polygon in outlines(plane):
             points = np.array([(i + starts[2], j + starts[1], k) for j, i in polygon])
-            places = (points @ matrix[:3, :3].T + matrix[:3, 3]) * SPACES["LPS"]
-            found.append(
-                _dataset(
-                    ContourImageSequence=[_image_of(k, source)],
-                    ContourGeometricType="CLOSED_PLANAR",
-                    NumberOfContourPoints=len(places),
-                    ContourData=list(_decimals(places)),
-                )
-            )
+            found.append(_contour(points @ matrix[:3, :3].T + matrix[:3, 3], k, source))
     return _dataset(
         ROIDisplayColor=list(label.color), ReferencedROINumber=number, ContourSequence=found
+    )
+
+
+def _contour(points: NDArray[np.float64], k: int, source: Source) -> Dataset:
+    """Return a polygon, in RAS, on a slice."""
+    return _dataset(
+        ContourImageSequence=[_image_of(k, source)],
+        ContourGeometricType="CLOSED_PLANAR",
+        NumberOfContourPoints=len(points),
+        ContourData=list(_decimals(points * SPACES["LPS"])),
     )
 
 

@@ -110,14 +110,12 @@ def _voxel_faces(mask: NDArray[np.bool_]) -> tuple[Points, Triangles]:
         crossed = np.diff(padded, axis=axis)
         for change, (second, fourth) in ((-1, (along, across)), (1, (across, along))):
             first = np.argwhere(crossed == change) + units[axis]
-            quads.append(
-                np.stack([first, first + second, first + along + across, first + fourth], 1)
-            )
-    corners = np.concatenate(quads)
+            corners = [first, first + second, first + along + across, first + fourth]
+            quads.append(np.stack(corners, 1))
+    points = np.concatenate(quads).reshape(-1, 3)
     size = np.array(padded.shape) + 1
-    used, number = np.unique(
-        np.ravel_multi_index(tuple(corners.reshape(-1, 3).T), tuple(size)), return_inverse=True
-    )
+    flat = np.ravel_multi_index(tuple(points.T), tuple(size))
+    used, number = np.unique(flat, return_inverse=True)
     places = np.stack(np.unravel_index(used, tuple(size)), axis=1)
     four = number.reshape(-1, 4)
     return places.astype(np.float64) - 1.5, np.concatenate([four[:, [0, 1, 2]], four[:, [0, 2, 3]]])

@@ -110,10 +110,6 @@ def eye(label: Label) -> str:
 
 def section(labels: Sequence[Label], entropy: Volume | None) -> list[str]:
     """Return the viewer as HTML, for the body of the page."""
-    hiding = ", ".join(html.escape(label.name) for label in labels if not label.opacity_3d)
-    left_out = (
-        f" Hidden at first, because it would hide the rest in 3D: {hiding}." if hiding else ""
-    )
     return [  # the canvas has its own element, which NiiVue blackens
         '<section id="viewer"><h2>Viewer</h2>',
         '<p class="contains">This page contains the scan, with grey values in 256 levels. Whoever has the '
@@ -127,9 +123,14 @@ def section(labels: Sequence[Label], entropy: Volume | None) -> list[str]:
         _slider("Cut in 3D", 'id="viewer-cut"', 0),
         "</div>",
         "<p>Click a structure in the table to go there, or its eye to hide it or show it again; drag in 3D to "
-        f"turn. With the scan at 0, only the structures are shown.{left_out}</p>",
+        f"turn. With the scan at 0, only the structures are shown.{_hidden(labels)}</p>",
         "</section>",
     ]
+
+
+def _hidden(labels: Sequence[Label]) -> str:
+    names = ", ".join(html.escape(label.name) for label in labels if not label.opacity_3d)
+    return f" Hidden at first, because it would hide the rest in 3D: {names}." if names else ""
 
 
 def _slider(name: str, what: str, value: float) -> str:

@@ -146,10 +146,7 @@ class ModelCard:
                 f"Model {self.id!r} needs at least one channel, one label and one member."
             )
         known = {label.value for label in self.labels}
-        if max(known) > LARGEST_VALUE:
-            raise ModelError(
-                f"Model {self.id!r} has the label {max(known)}; the largest value is {LARGEST_VALUE}."
-            )
+        self._check_largest(max(known))
         self._check_sizes()
         if self.dimensions not in (2, 3):
             raise ModelError(
@@ -158,6 +155,12 @@ class ModelCard:
         self._check_members(known)
         self._check_quality(known)
         _ = self.object_labels
+
+    def _check_largest(self, value: int) -> None:
+        if value > LARGEST_VALUE:
+            raise ModelError(
+                f"Model {self.id!r} has the label {value}; the largest value is {LARGEST_VALUE}."
+            )
 
     def _check_sizes(self) -> None:
         number(self.memory_mb, "memory_mb", low=0)

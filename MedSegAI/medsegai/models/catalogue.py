@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from medsegai.errors import ModelError, OutputError
@@ -77,16 +77,20 @@ def read_cards(
     for source in card_files() if files is None else files:
         try:
             card = load_card(source)
-            if card.id in known:
-                raise ModelError(
-                    f"{source} has the id {card.id!r} of {known[card.id]}, which is used. Give it another id: "
-                    f"medsegai models import {source.parent} --id NAME"
-                )
+            _check_new(card, source, known)
         except ModelError as error:
             yield source, error
         else:
             known[card.id] = source
             yield source, card
+
+
+def _check_new(card: ModelCard, source: Path, known: Mapping[str, Path]) -> None:
+    if card.id in known:
+        raise ModelError(
+            f"{source} has the id {card.id!r} of {known[card.id]}, which is used. Give it another id: "
+            f"medsegai models import {source.parent} --id NAME"
+        )
 
 
 def is_path(name: str) -> bool:
@@ -108,6 +112,14 @@ def find_card(name: str) -> ModelCard:
         return load_card(name)
     if is_path(name) and is_nnunet_folder(Path(name)):
         return card_of_folder(Path(name))
+    cards, broken = _installed()
+    if name in cards:
+        return cards[name]
+    raise broken.get(name) or ModelError(_unknown(name, sorted(cards)))
+
+
+def _installed() -> tuple[dict[str, ModelCard], dict[str, ModelError]]:
+    """The usable cards by their ids, and the errors of the others by the names of their folders."""
     cards: dict[str, ModelCard] = {}
     broken: dict[str, ModelError] = {}
     for source, found in read_cards():
@@ -115,9 +127,7 @@ def find_card(name: str) -> ModelCard:
             broken.setdefault(source.parent.name, found)
         else:
             cards[found.id] = found
-    if name in cards:
-        return cards[name]
-    raise broken.get(name) or ModelError(_unknown(name, sorted(cards)))
+    return cards, broken
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -239,6 +239,10 @@ def _run_child(path: Path, staged: Path, id: str | None, limits: Limits) -> str:
             child.kill()
             child.wait()
     logger.info("The import of %s ended with %s: %s", path, code, _last_line(staged.parent / LOG))
+    return _ending(code)
+
+
+def _ending(code: int) -> str:
     if code < 0:
         return f"was ended by signal {-code}"
     return f"ended unexpectedly (exit code {code})"
@@ -259,12 +263,14 @@ def main(request: str) -> None:
     except MedSegAIError as caught:
         error = caught
     except MemoryError:
-        size = limits["memory_bytes"] / 1e9
-        error = ModelError(
-            f"{path} was not imported: its conversion needs more than {size:.1f} GB."
-        )
+        error = _too_large(path, limits["memory_bytes"])
     text = json.dumps(None if error is None else pack_error(error))
     (staged.parent / ANSWER).write_text(text, encoding="utf-8")
+
+
+def _too_large(path: Path, memory_bytes: int) -> ModelError:
+    size = memory_bytes / 1e9
+    return ModelError(f"{path} was not imported: its conversion needs more than {size:.1f} GB.")
 
 
 def _size(path: Path) -> int:
@@ -383,13 +389,16 @@ def _copy_folder(card: ModelCard, staged: Path) -> None:
     staged.mkdir()
     for name, most in ((CARD_NAME, MOST_BYTES), (PICTURE_NAME, MOST_PICTURE)):
         if (card.folder / name).is_file():
-            try:
-                content = read_regular(card.folder / name, most)
-            except OSError as error:
-                raise ModelError(f"{card.folder / name} cannot be read: {error}.") from error
-            (staged / name).write_bytes(content)
+            (staged / name).write_bytes(_content(card.folder / name, most))
     for name in names:
         shutil.copyfile(card.folder / name, staged / name)
+
+
+def _content(path: Path, most: int) -> bytes:
+    try:
+        return read_regular(path, most)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from error
 
 
 def _check_room(card: ModelCard, size: int, place: Path) -> None:
@@ -433,11 +442,7 @@ def _importers() -> Iterator[Importer]:
 
 def _move_in(card: ModelCard, models_folder: Path, replace: bool) -> ModelCard:
     """Give the staged model its place under its id, in one step."""
-    if not ID_PATTERN.fullmatch(card.id):
-        raise ModelError(
-            f"A model id has letters, digits, dots, dashes and underscores, unlike {card.id!r}. "
-            "Give the model another with --id."
-        )
+    _check_id(card)
     place = models_folder / card.id
     if (BUNDLED_MODELS / card.id).exists():
         raise ModelError(f"{card.id!r} comes with MedSegAI. Give the model another id with --id.")
@@ -455,6 +460,14 @@ def _move_in(card: ModelCard, models_folder: Path, replace: bool) -> ModelCard:
             old.rename(place)
         raise
     return load_card(place)
+
+
+def _check_id(card: ModelCard) -> None:
+    if not ID_PATTERN.fullmatch(card.id):
+        raise ModelError(
+            f"A model id has letters, digits, dots, dashes and underscores, unlike {card.id!r}. "
+            "Give the model another with --id."
+        )
 
 
 if __name__ == "__main__":

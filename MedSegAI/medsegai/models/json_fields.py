@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -56,8 +56,15 @@ def read_json(path: Path, nan_as_null: bool = False) -> dict[str, Any]:
             values within more than `DEEPEST` others, a number that is not finite or has more than `MOST_DIGITS`
             digits, or text that is not Unicode.
     """
+    data = _parsed(path, nan_as_null)
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} must hold a JSON object.")
+    return data
+
+
+def _parsed(path: Path, nan_as_null: bool) -> object:
     try:
-        data = harmless(read_regular(path, MOST_BYTES).decode("utf-8"), nan_as_null)
+        return harmless(read_regular(path, MOST_BYTES).decode("utf-8"), nan_as_null)
     except FileNotFoundError:
         raise
     except RecursionError:
@@ -65,9 +72,6 @@ def read_json(path: Path, nan_as_null: bool = False) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read as JSON: {reason}.") from None
     except (OSError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ModelError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} must hold a JSON object.")
-    return data
 
 
 def harmless(text: str, nan_as_null: bool = False) -> Any:
@@ -125,11 +129,7 @@ def to_json(value: object, hooks: Hooks | None = None) -> Any:
         if isinstance(value, kind):
             return convert(value)
     if is_dataclass(value):
-        return {
-            item.name: to_json(getattr(value, item.name), hooks)
-            for item in fields(value)
-            if _is_written(item, getattr(value, item.name))
-        }
+        return _written_fields(value, hooks)
     if isinstance(value, Mapping):
         return {str(key): to_json(item, hooks) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -137,6 +137,14 @@ def to_json(value: object, hooks: Hooks | None = None) -> Any:
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _written_fields(value: Any, hooks: Hooks | None) -> dict[str, Any]:
+    return {
+        item.name: to_json(getattr(value, item.name), hooks)
+        for item in fields(value)
+        if _is_written(item, getattr(value, item.name))
+    }
 
 
 def _is_written(item: Field[Any], value: object) -> bool:
@@ -189,6 +197,15 @@ class _Reader:
             for item in fields(cast(Any, kind))
             if item.metadata.get("json") != "never"
         }
+        self._check_keys(known, data, where)
+        hints = _hints(cast(Any, kind))
+        values = {name: self.value(hints[name], data[name], _within(place, name)) for name in data}
+        try:
+            return kind(**values)
+        except MedSegAIError as error:
+            raise type(error)(f"{where}{error}") from error
+
+    def _check_keys(self, known: Mapping[str, Any], data: Collection[object], where: str) -> None:
         unknown = sorted(str(key) for key in data if key not in known)
         if unknown:
             raise self.error(f"{where}unknown {_keys(unknown)}; known are {', '.join(known)}.")
@@ -199,22 +216,13 @@ class _Reader:
         ]
         if missing:
             raise self.error(f"{where}missing {_keys(missing)}.")
-        hints = _hints(cast(Any, kind))
-        values = {name: self.value(hints[name], data[name], _within(place, name)) for name in data}
-        try:
-            return kind(**values)
-        except MedSegAIError as error:
-            raise type(error)(f"{where}{error}") from error
 
     def value(self, hint: Any, value: Any, place: str) -> Any:
         """What an annotation makes of a JSON value."""
         origin, parts = get_origin(hint), get_args(hint)
         convert = self.hooks.get(origin or hint)
         if convert is not None:
-            try:
-                return convert(value)
-            except ValueError as error:
-                raise self.error(f"{place} {error}, not {shown(value)}.") from error
+            return self._converted(convert, value, place)
         if is_dataclass(hint):
             return self.instance(cast(Any, hint), value, place)
         if origin in (Union, types.UnionType):
@@ -229,6 +237,12 @@ class _Reader:
         if hint is Any or (origin is Literal and value in parts) or _is(value, hint):
             return float(value) if hint is float else value
         raise self.error(f"{place} must be {_in_words(hint)}, not {shown(value)}.")
+
+    def _converted(self, convert: Callable[[Any], Any], value: Any, place: str) -> Any:
+        try:
+            return convert(value)
+        except ValueError as error:
+            raise self.error(f"{place} {error}, not {shown(value)}.") from error
 
     def _one_of(self, hint: Any, value: object, place: str) -> Any:
         """The first kind of value that fits; the message of the only one that could have."""

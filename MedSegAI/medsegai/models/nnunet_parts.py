@@ -313,17 +313,26 @@ def check_settings(settings: Mapping[str, Any], channels: int, where: str) -> No
     """
     try:
         card = from_json(CardSettings, settings)
-        if sorted(card.transpose) != [0, 1, 2]:
-            raise ModelError(f"transpose must order 0, 1 and 2, not {list(card.transpose)}.")
-        for channel, figures in card.intensities.items():
-            if not isinstance(figures, Mapping):
-                raise ModelError(f"intensities of channel {channel} must be an object.")
-        if not card.configurations:
-            raise ModelError("there are no configurations.")
-        for name, configuration in card.configurations.items():
-            _check_configuration(name, configuration, card, channels)
+        _check_card(card, channels)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
+    _check_parts(card, where)
+
+
+def _check_card(card: CardSettings, channels: int) -> None:
+    if sorted(card.transpose) != [0, 1, 2]:
+        raise ModelError(f"transpose must order 0, 1 and 2, not {list(card.transpose)}.")
+    for channel, figures in card.intensities.items():
+        if not isinstance(figures, Mapping):
+            raise ModelError(f"intensities of channel {channel} must be an object.")
+    if not card.configurations:
+        raise ModelError("there are no configurations.")
+    for name, configuration in card.configurations.items():
+        _check_configuration(name, configuration, card, channels)
+
+
+def _check_parts(card: CardSettings, where: str) -> None:
+    """Refuse what MedSegAI does not reproduce."""
     READERS.check(card.reader, where)
     for configuration in card.configurations.values():
         for scheme in configuration["normalization"]:
@@ -354,15 +363,17 @@ def _check_configuration(name: str, configuration: Any, card: CardSettings, chan
     if not len(settings.normalization) == len(settings.use_mask) == channels:
         raise ModelError(f"{name} does not normalise as many channels as the model takes.")
     _check_intensities(settings.normalization, card)
-    network = settings.network
-    if not isinstance(network.get("class"), str) or not isinstance(
-        network.get("arguments"), Mapping
-    ):
+    if not _is_network(settings.network):
         raise ModelError(f"network of {name} must have a class and arguments.")
     if set(settings.resampling) != {"data", "seg", "probabilities"}:
         raise ModelError(f"resampling of {name} must be of data, seg and probabilities.")
     if settings.previous_stage not in (None, *card.configurations):
         raise ModelError(f"previous_stage of {name} is not a configuration of the model.")
+
+
+def _is_network(described: Mapping[str, object]) -> bool:
+    named = isinstance(described.get("class"), str)
+    return named and isinstance(described.get("arguments"), Mapping)
 
 
 def _check_resampling(resampling: Any, where: str) -> None:
@@ -402,9 +413,11 @@ def check_member(
     if name not in configurations:
         raise ModelError(f"{where}: there is no configuration {shown(name)}.")
     axes = member.mirror_axes or ()
-    if len(set(axes)) < len(axes) or not set(axes) <= set(
-        range(len(configurations[name]["patch_size"]))
-    ):
+    _check_axes(axes, len(configurations[name]["patch_size"]), where)
+
+
+def _check_axes(axes: Sequence[int], count: int, where: str) -> None:
+    if len(set(axes)) < len(axes) or not set(axes) <= set(range(count)):
         raise ModelError(
             f"{where}: mirror_axes must be axes of the patch, each once, not {shown(axes)}."
         )

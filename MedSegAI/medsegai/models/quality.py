@@ -250,23 +250,33 @@ def sentences(structures: Sequence[Remarked], sources: Sequence[str] = ()) -> li
         structures: all of the case, also those without remarks.
         sources: of the references; named at the end where a remark rests on one.
     """
-    names: dict[str, list[str]] = {}
-    for item in structures:
-        for remark in item.remarks:
-            names.setdefault(remark, []).append(item.label.name)
+    names = _by_remark(structures)
     said = list(itertools.islice(names.items(), SENTENCES))
     lines = [f"{_listed(together)}: {remark}." for remark, together in said]
     if len(names) > SENTENCES:
         lines.append(_more_remarks(len(names) - SENTENCES))
-    count = sum(bool(item.remarks) for item in structures)
-    if count > MANY * len(structures) and len(structures) > 1:
-        lines.append(
-            f"{count} of {len(structures)} structures have remarks: look at this case first, and check whether "
-            "the image is of the kind that the model was made for."
-        )
+    lines += _many_remarked(structures)
     if any(PLAUSIBLE in remark for remark in names):
         lines += [f"What is plausible: {source.rstrip('.')}." for source in sources]
     return lines
+
+
+def _by_remark(structures: Sequence[Remarked]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for item in structures:
+        for remark in item.remarks:
+            names.setdefault(remark, []).append(item.label.name)
+    return names
+
+
+def _many_remarked(structures: Sequence[Remarked]) -> list[str]:
+    count = sum(bool(item.remarks) for item in structures)
+    if count <= MANY * len(structures) or len(structures) < 2:
+        return []
+    return [
+        f"{count} of {len(structures)} structures have remarks: look at this case first, and check whether "
+        "the image is of the kind that the model was made for."
+    ]
 
 
 def _more_remarks(count: int) -> str:

@@ -96,7 +96,12 @@ def _of_modality(card: ModelCard, wanted: str, volume: Volume) -> Iterator[Doubt
             clear=True,
         )
         return
-    values = _sample(volume.voxels)
+    yield from _of_values(card, wanted, said, name, _sample(volume.voxels))
+
+
+def _of_values(
+    card: ModelCard, wanted: str, said: str, name: str, values: NDArray[np.number]
+) -> Iterator[Doubt]:
     if wanted in ("MR", "US") and said != wanted and _is_hounsfield(values):
         yield Doubt(
             f"{name} has the values of a CT (air at -1000), but the model {card.name} was made for "

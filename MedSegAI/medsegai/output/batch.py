@@ -17,6 +17,7 @@ from typing import Any
 
 from medsegai.errors import DeviceError, InputError, OutputError, RequestError
 from medsegai.io import PARTIAL, write_table
+from medsegai.io.atomic import make_folder
 from medsegai.models.card import file_sha256
 from medsegai.output.cases import Case, check_alike
 from medsegai.output.layouts import BatchFiles
@@ -152,12 +153,7 @@ class Batch:
         self._request, self._files, self._listener = request, files, listener
         self.entries = {name: Entry(name) for name in self._cases}
         self._pace = Pace()
-        try:
-            files.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"The folder {files.folder} cannot be made: {error.strerror}. Name another one."
-            ) from error
+        make_folder(files.folder)
 
     def reserved(self) -> AbstractContextManager[None]:
         """Prevent other batches from writing into this folder within the block.
@@ -184,10 +180,13 @@ class Batch:
             elif resume:
                 self._take_up(name, case, unfinished)
             else:
-                raise OutputError(
-                    f"{self._files.folder} already holds a result of {name}. Keep existing results and do the "
-                    "other cases (--resume), or do all cases again (--overwrite)."
-                )
+                raise self._exists(name)
+
+    def _exists(self, name: str) -> OutputError:
+        return OutputError(
+            f"{self._files.folder} already holds a result of {name}. Keep existing results and do the "
+            "other cases (--resume), or do all cases again (--overwrite)."
+        )
 
     def _unfinished(self) -> set[str]:
         folders = (path for path in self._files.folders(self._cases) if path.is_dir())
@@ -234,15 +233,18 @@ class Batch:
                 for entry in lines:
                     self._set(entry)
         finally:
-            self._sweep()
-            for name in [
-                name for name, it in self.entries.items() if it.state == CaseState.RUNNING
-            ]:
-                self._set(Entry(name))
-            self._write_table()
-            self._write_volumes()
-            self._write_objects()
-            self._files.remove_empty_folders(self._cases)
+            self._leave()
+
+    def _leave(self) -> None:
+        """Write what is known at the end; cases that were not finished count as not begun."""
+        self._sweep()
+        running = (name for name, it in self.entries.items() if it.state == CaseState.RUNNING)
+        for name in list(running):
+            self._set(Entry(name))
+        self._write_table()
+        self._write_volumes()
+        self._write_objects()
+        self._files.remove_empty_folders(self._cases)
 
     def _sweep(self) -> None:
         for folder in self._files.folders(self._cases):

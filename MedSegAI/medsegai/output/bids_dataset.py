@@ -163,13 +163,7 @@ def _cases(
     names: dict[str, Scan] = {}
     for first in found[0]:
         if first.name in names:
-            other = names[first.name]
-            remedy = (
-                f"Remove one, or name it in {IGNORED}"
-                if other.suffix == first.suffix
-                else "Name one suffix with --bids-filter"
-            )
-            raise InputError(f"{other.path} and {first.path} would be the same case. {remedy}.")
+            raise _same_case(names[first.name], first)
         names[first.name] = first
         others = [_partner(first, scans) for scans in found[1:]]
         if lacking := [str(filters[n + 1]) for n, other in enumerate(others) if other is None]:
@@ -178,6 +172,15 @@ def _cases(
             )
             continue
         yield Case(first.name, (first.path, *(other.path for other in others if other is not None)))
+
+
+def _same_case(one: Scan, other: Scan) -> InputError:
+    remedy = (
+        f"Remove one, or name it in {IGNORED}"
+        if one.suffix == other.suffix
+        else "Name one suffix with --bids-filter"
+    )
+    return InputError(f"{one.path} and {other.path} would be the same case. {remedy}.")
 
 
 def _partner(first: Scan, scans: Sequence[Scan]) -> Scan | None:
@@ -213,28 +216,31 @@ def _scans(folder: Path, tell: Callable[[str], None]) -> Iterator[Scan]:
         within = path.relative_to(folder)
         if ignored.match_file(within.as_posix()):
             continue
-        named = IMAGE.fullmatch(path.name)
-        scan = None
-        if named is not None:
-            pairs = (word.partition("-")[::2] for word in named[1].rstrip("_").split("_"))
-            scan = Scan(path, dict(pairs), named[2])
+        scan = _scan(path)
         if scan is None or scan.session != "/".join(within.parts[:-2]):
             strange.append(within)
         else:
             yield scan
     if odd := _odd_folders(folder, ignored):
-        tell(
-            f"{_listed(odd)} in {folder} "
-            + ("is" if len(odd) == 1 else "are")
-            + " left out: the label of a subject or session consists of letters, digits and + in BIDS."
-        )
+        why = "the label of a subject or session consists of letters, digits and + in BIDS"
+        tell(_left_out(odd, folder, why))
     if strange:
-        tell(
-            f"{_listed(strange)} in {folder} "
-            + ("is" if len(strange) == 1 else "are")
-            + " left out: a name must begin with the subject and session of its folder, as in "
-            "sub-01_ses-02_T1w.nii.gz."
-        )
+        why = "a name must begin with the subject and session of its folder, as in sub-01_ses-02_T1w.nii.gz"
+        tell(_left_out(strange, folder, why))
+
+
+def _scan(path: Path) -> Scan | None:
+    """Return an image with the entities in its name; None if it is not a name of BIDS."""
+    named = IMAGE.fullmatch(path.name)
+    if named is None:
+        return None
+    pairs = (word.partition("-")[::2] for word in named[1].rstrip("_").split("_"))
+    return Scan(path, dict(pairs), named[2])
+
+
+def _left_out(names: Sequence[object], folder: Path, why: str) -> str:
+    verb = "is" if len(names) == 1 else "are"
+    return f"{_listed(names)} in {folder} {verb} left out: {why}."
 
 
 def _odd_folders(folder: Path, ignored: pathspec.GitIgnoreSpec) -> list[Path]:
@@ -292,6 +298,12 @@ def _tell_what_lacks(
         tell(f"Without an image with {wanted}: {_listed(missing)}.")
     if absent := sorted(_sessions_that_others_have(by_session)):
         tell(f"Sessions that other subjects have are missing: {_listed(absent)}.")
+    _tell_repeated(by_session, wanted, tell)
+
+
+def _tell_repeated(
+    by_session: Mapping[str, Sequence[Scan]], wanted: Filter, tell: Callable[[str], None]
+) -> None:
     if several := sorted(name for name, group in by_session.items() if len(group) > 1):
         first = by_session[several[0]]
         tell(

@@ -158,18 +158,7 @@ def write_description(folder: Path, source: str, link: str | None, models: Seque
     Raises:
         OutputError: a file cannot be written.
     """
-    description: dict[str, Any] = {
-        "Name": f"Segmentations of {source}",
-        "BIDSVersion": BIDS_VERSION,
-        "DatasetType": "derivative",
-        "GeneratedBy": [
-            {
-                "Name": GENERATOR,
-                "Version": __version__,
-                "Description": f"Segmented with {', '.join(models)}. {NOT_FOR_DIAGNOSIS}",
-            }
-        ],
-    }
+    description = _description(source, models)
     if link is not None:
         description["DatasetLinks"] = {SOURCE_LINK: link}
     _write_json(folder / DESCRIPTION, description)
@@ -177,6 +166,20 @@ def write_description(folder: Path, source: str, link: str | None, models: Seque
     for name, text in ((IGNORED, "\n".join(IGNORED_FILES) + "\n"), ("README.md", README)):
         with atomic_path(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def _description(source: str, models: Sequence[str]) -> dict[str, object]:
+    generator = {
+        "Name": GENERATOR,
+        "Version": __version__,
+        "Description": f"Segmented with {', '.join(models)}. {NOT_FOR_DIAGNOSIS}",
+    }
+    return {
+        "Name": f"Segmentations of {source}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [generator],
+    }
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -93,10 +93,7 @@ def find_cases(
     Raises:
         InputError: the folder does not hold a case, a channel is missing, or two files have the name of one image.
     """
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder} is not a folder. Name the folder that holds the scans, or a table of cases."
-        )
+    _check_folder(folder, "scans")
     images = _images_in(folder)
     cases = [_of_channels(name, images, channels) for name in dict.fromkeys(n for n, _ in images)]
     if channels == 1:
@@ -110,6 +107,13 @@ def find_cases(
     if below:
         tell(below)
     return cases
+
+
+def _check_folder(folder: Path, content: str) -> None:
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} is not a folder. Name the folder that holds the {content}, or a table of cases."
+        )
 
 
 def _images_in(folder: Path) -> dict[tuple[str, int], Path]:
@@ -138,24 +142,25 @@ def find_pictures(folder: Path) -> list[Case]:
     Raises:
         InputError: the folder does not hold any, or two names differ only in the ending.
     """
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder} is not a folder. Name the folder that holds the pictures, or a table of cases."
-        )
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        name = _image_name(path, PICTURE_FILES)
-        if name is None:
-            continue
-        name = _unicode(name)
-        if name in found:
-            raise InputError(
-                f"{found[name].name} and {path.name} in {folder} have the same name. Rename one."
-            )
-        found[name] = path
+    _check_folder(folder, "pictures")
+    found = _pictures_in(folder)
     if not found:
         raise InputError(f"{folder} does not hold a picture ({', '.join(PICTURE_FILES)}).")
     return [Case(name, (path,)) for name, path in found.items()]
+
+
+def _pictures_in(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    named = ((_image_name(path, PICTURE_FILES), path) for path in sorted(folder.iterdir()))
+    for name, path in named:
+        if name is None:
+            continue
+        first = found.setdefault(_unicode(name), path)
+        if first != path:
+            raise InputError(
+                f"{first.name} and {path.name} in {folder} have the same name. Rename one."
+            )
+    return found
 
 
 def _images_below(folder: Path) -> str:
@@ -231,12 +236,16 @@ def _has_slices(folder: Path, tell: Callable[[str], None]) -> bool:
             return True
         others += found is not None and bool(found.uid)
     if others:
-        files = f"{others} DICOM files that are" if others > 1 else "1 DICOM file that is"
-        tell(
-            f"{folder} was left out, because it holds {files} not a scan but, for example, a "
-            "segmentation or a report."
-        )
+        _tell_others(folder, others, tell)
     return False
+
+
+def _tell_others(folder: Path, others: int, tell: Callable[[str], None]) -> None:
+    files = f"{others} DICOM files that are" if others > 1 else "1 DICOM file that is"
+    tell(
+        f"{folder} was left out, because it holds {files} not a scan but, for example, a "
+        "segmentation or a report."
+    )
 
 
 def read_cases(table: bytes, where: str, folder: Path, channels: Sequence[Channel]) -> list[Case]:

@@ -90,17 +90,20 @@ def _flagged(
         "<th class='words'>Volume stands out</th></tr></thead><tbody>"
     )
     for row in first:
-        remarks = "; ".join(f"{', '.join(names)}: {why}" for why, names in row.remarks().items())
-        far = "; ".join(
-            f"{name}: {'large' if score > 0 else 'small'}"
-            for name, score in outliers.get(row.entry.case, {}).items()
-        )
-        yield (
-            f"<tr><td>{_link(row, folder)}</td><td>{weight(row)}</td>"
-            f'<td class="words">{html.escape(remarks) or "–"}</td>'
-            f'<td class="words">{html.escape(far) or "–"}</td></tr>'
-        )
+        yield _flagged_row(row, outliers.get(row.entry.case, {}), weight(row), folder)
     yield "</tbody></table>"
+
+
+def _flagged_row(row: CaseRow, outliers: Mapping[str, float], weight: int, folder: Path) -> str:
+    remarks = "; ".join(f"{', '.join(names)}: {why}" for why, names in row.remarks().items())
+    far = "; ".join(
+        f"{name}: {'large' if score > 0 else 'small'}" for name, score in outliers.items()
+    )
+    return (
+        f"<tr><td>{_link(row, folder)}</td><td>{weight}</td>"
+        f'<td class="words">{html.escape(remarks) or "–"}</td>'
+        f'<td class="words">{html.escape(far) or "–"}</td></tr>'
+    )
 
 
 def _excluded(cohort: Cohort) -> Iterator[str]:
@@ -134,16 +137,8 @@ def _distributions(cohort: Cohort, folder: Path) -> Iterator[str]:
     )
     far = cohort.outliers()
     for name in cohort.names():
-        volumes = cohort.values(name, "volume_ml")
-        if not volumes:
-            yield f"<tr><td>{html.escape(name)}</td><td>0</td>{'<td>–</td>' * 4}</tr>"
-            continue
-        dice = list(cohort.values(name, "expected_dice").values())
         standing_out = {case for case, names in far.items() if name in names}
-        yield (
-            f"<tr>{_spread(name, volumes, _Unit('ml', 2), standing_out, pages)}"
-            f"<td>{f'{statistics.median(dice):.2f}' if dice else '–'}</td></tr>"
-        )
+        yield _distribution(cohort, name, standing_out, pages)
     yield "</tbody></table>"
     yield EXPLAINED
 
@@ -205,6 +200,18 @@ def _spread(
     )
 
 
+def _distribution(cohort: Cohort, name: str, far: set[str], pages: Mapping[str, str]) -> str:
+    """Return the row of a structure."""
+    volumes = cohort.values(name, "volume_ml")
+    if not volumes:
+        return f"<tr><td>{html.escape(name)}</td><td>0</td>{'<td>–</td>' * 4}</tr>"
+    dice = list(cohort.values(name, "expected_dice").values())
+    return (
+        f"<tr>{_spread(name, volumes, _Unit('ml', 2), far, pages)}"
+        f"<td>{f'{statistics.median(dice):.2f}' if dice else '–'}</td></tr>"
+    )
+
+
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) == 1:
         return values[0], values[0], values[0]
@@ -230,11 +237,16 @@ def _plot(values: Mapping[str, float], unit: _Unit, far: set[str], pages: Mappin
         f'<line x1="{middle}" x2="{middle}" y1="4" y2="{HEIGHT - 4}"/>',
     ]
     for case, value in sorted(shown.items(), key=lambda item: item[0] in far):
-        kind = ' class="far"' if case in far else ""
-        title = f"<title>{html.escape(case)}: {unit.text(value)} {unit.name}</title>"
-        mark = f'<circle{kind} cx="{x(value)}" cy="{HEIGHT / 2}" r="3">{title}</circle>'
-        marks.append(f'<a href="{pages[case]}">{mark}</a>' if pages[case] else mark)
+        title = f"{case}: {unit.text(value)} {unit.name}"
+        marks.append(_point(title, x(value), case in far, pages[case]))
     return "".join([*marks, "</svg>"])
+
+
+def _point(title: str, x: float, far: bool, page: str) -> str:
+    kind = ' class="far"' if far else ""
+    name = f"<title>{html.escape(title)}</title>"
+    mark = f'<circle{kind} cx="{x}" cy="{HEIGHT / 2}" r="3">{name}</circle>'
+    return f'<a href="{page}">{mark}</a>' if page else mark
 
 
 def _all(cohort: Cohort, folder: Path) -> Iterator[str]:

@@ -145,13 +145,17 @@ def freesurfer_labels(labels: Sequence[Label]) -> tuple[Label, ...]:
             "structures of aseg, such as brain, or another --layout."
         )
     known = tuple(label for label in found if label is not None)
-    numbers = [label.value for label in known]
-    double = [label.name for label in known if numbers.count(label.value) > 1]
+    _check_different(known)
+    return known
+
+
+def _check_different(labels: Sequence[Label]) -> None:
+    numbers = [label.value for label in labels]
+    double = [label.name for label in labels if numbers.count(label.value) > 1]
     if double:
         raise RequestError(
             f"Two structures of the model correspond to FreeSurfer's {double[0]}. Choose another --layout."
         )
-    return known
 
 
 def renumbered(result: SegmentationResult) -> SegmentationResult:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsegai.errors import RequestError
-from medsegai.io.atomic import output_error
+from medsegai.io.atomic import make_folder
 from medsegai.labels import Label
 from medsegai.output import bids_files
 from medsegai.output.freesurfer_files import freesurfer_labels, renumbered
@@ -133,10 +133,7 @@ class BatchFiles:
     def make_folders(self, case: str) -> None:
         """Make the folders of a case. Raises OutputError."""
         for path in self.folders([case]):
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise output_error(path, error) from error
+            make_folder(path)
 
     def remove_empty_folders(self, cases: Iterable[str]) -> None:
         """Remove the folders of cases without any written file."""

@@ -34,9 +34,7 @@ def render_picture(
     """
     shown = [channels[n % len(channels)].voxels[0] for n in range(3)]
     image = Image.fromarray(np.dstack([_eight_bits(values) for values in shown]))
-    longest = max(image.size)
-    factor = min(max(longest, LEAST), LONGEST) / longest
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    size = _shown_size(*image.size)
     values = Image.fromarray(labelmap.voxels[0].astype(np.int32))
     codes = np.array(values.resize(size, Image.Resampling.NEAREST))
     pixels = np.array(image.resize(size, Image.Resampling.BILINEAR))
@@ -44,6 +42,12 @@ def render_picture(
     for label in present:
         pixels[_outline(codes == label.value)] = label.color
     return _with_legend(Image.fromarray(pixels), present)
+
+
+def _shown_size(width: int, height: int) -> tuple[int, int]:
+    longest = max(width, height)
+    factor = min(max(longest, LEAST), LONGEST) / longest
+    return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -123,10 +123,7 @@ class Outputs:
                     f"{path}: .seg.nrrd files hold segments, not maps. Use the ending .nrrd."
                 )
             if path.exists() and not overwrite:
-                raise OutputError(
-                    f"{path} exists already and may hold manual corrections. Name another "
-                    "file, or add --overwrite."
-                )
+                raise _exists(path)
 
     def write(self, result: SegmentationResult, scan: Path | Volume, progress: Progress) -> None:
         """Write every part beside its path and, when all are complete, move all to their paths, the report last.
@@ -225,6 +222,13 @@ def _write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) 
         return
     rows = volume_rows(result)
     write_table(path, list(rows[0]), rows)
+
+
+def _exists(path: Path) -> OutputError:
+    return OutputError(
+        f"{path} exists already and may hold manual corrections. Name another "
+        "file, or add --overwrite."
+    )
 
 
 def _write_places(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:

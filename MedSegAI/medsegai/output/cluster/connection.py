@@ -75,17 +75,20 @@ def _dask_settings(count: int) -> dict[str, object]:
     }
 
 
+ON_LOOPBACK = {
+    "protocol": "tls://",
+    "host": LOOPBACK,
+    "dashboard": False,
+    "dashboard_address": f"{LOOPBACK}:0",
+}
+"""What keeps other computers out."""
+
+
 def _local_cluster(
     count: int, cards: Sequence[str], folder: str, security: Security
 ) -> SpecCluster:
     """Start a scheduler and workers that only this computer reaches. Raises WorkerError: they do not start."""
-    common = {
-        "security": security,
-        "protocol": "tls://",
-        "host": LOOPBACK,
-        "dashboard": False,
-        "dashboard_address": f"{LOOPBACK}:0",
-    }
+    common = {"security": security, **ON_LOOPBACK}
     of_worker = common | {
         "nthreads": 1,
         "memory_limit": 0,

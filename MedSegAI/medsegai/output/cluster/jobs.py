@@ -151,10 +151,7 @@ class _HandOut:
         """
         waiting = deque(jobs)
         while waiting or any(task.job for task in self._tasks.values()):
-            if cancel.is_set():
-                raise Cancelled(
-                    "Stopped by the user. Finished cases are kept, and --resume continues."
-                )
+            _check_wanted(cancel)
             for job in self._look_around():
                 yield from self._given_back(job, waiting)
             while waiting and self._ready:
@@ -191,11 +188,7 @@ class _HandOut:
         task = self._tasks.get(key)
         if task is None:
             return  # its worker was already gone
-        answer = None  # the worker ended, because our own errors are returned as results
-        with contextlib.suppress(asyncio.CancelledError):
-            answer = attempt(lambda: task.future.result(timeout=ANSWER_SECONDS), ignore)
-        if answer is None and self._client.status != "running":
-            raise _gone(self._client)
+        answer = self._answer(task)
         del self._tasks[key]
         if answer is None:
             yield from self._given_back(task.job, waiting)
@@ -210,14 +203,19 @@ class _HandOut:
             self._started_in_vain = 0
             self._ready.append(task.worker)
 
+    def _answer(self, task: _Task) -> Any:
+        """Return the result of a task; None if its worker ended, because our own errors are results."""
+        answer = None
+        with contextlib.suppress(asyncio.CancelledError):
+            answer = attempt(lambda: task.future.result(timeout=ANSWER_SECONDS), ignore)
+        if answer is None and self._client.status != "running":
+            raise _gone(self._client)
+        return answer
+
     def _given_back(self, job: CaseJob | None, waiting: deque[CaseJob]) -> Iterator[Entry]:
         """Handle a case whose worker ended: it may be done, is tried once more, or is given up."""
         if job is None:
-            self._started_in_vain += 1
-            if self._started_in_vain >= MOST_STARTS:
-                raise WorkerError(
-                    f"{self._started_in_vain} workers ended while they started. {DO_WITHOUT}"
-                )
+            self._count_vain_start()
             return
         name = job.case.name
         self._deaths[name] += 1
@@ -235,6 +233,13 @@ class _HandOut:
             waiting.append(job)
             yield Entry(name, CaseState.WAITING)
 
+    def _count_vain_start(self) -> None:
+        self._started_in_vain += 1
+        if self._started_in_vain >= MOST_STARTS:
+            raise WorkerError(
+                f"{self._started_in_vain} workers ended while they started. {DO_WITHOUT}"
+            )
+
     def _refuse(self, worker: str, reason: str) -> None:
         self._refused[worker] = reason
         self._tell(f"The worker {worker} is not used: {reason}.")
@@ -251,9 +256,7 @@ class _HandOut:
         self._looked = now
         there = self._workers()
         known = {*self._ready, *self._refused, *(task.worker for task in self._tasks.values())}
-        self._ready = deque(worker for worker in self._ready if worker in there)
-        lost = [key for key, task in self._tasks.items() if task.worker not in there]
-        jobs = [self._tasks.pop(key).job for key in lost]
+        jobs = self._dropped(there)
         for worker in sorted(there - known):
             self._submit(worker, look)
         if there - self._refused.keys():
@@ -261,6 +264,12 @@ class _HandOut:
         else:
             self._without_workers(now - self._had_workers, there)
         return jobs
+
+    def _dropped(self, there: set[str]) -> list[CaseJob | None]:
+        """Forget workers that are gone, and return their cases."""
+        self._ready = deque(worker for worker in self._ready if worker in there)
+        lost = [key for key, task in self._tasks.items() if task.worker not in there]
+        return [self._tasks.pop(key).job for key in lost]
 
     def _without_workers(self, seconds: float, there: set[str]) -> None:
         if there:
@@ -282,3 +291,8 @@ class _HandOut:
             raise _gone(self._client) from error
 
         return attempt(lambda: set(self._client.nthreads(callback_timeout=ANSWER_SECONDS)), lost)
+
+
+def _check_wanted(cancel: Event) -> None:
+    if cancel.is_set():
+        raise Cancelled("Stopped by the user. Finished cases are kept, and --resume continues.")

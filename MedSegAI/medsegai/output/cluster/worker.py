@@ -25,6 +25,9 @@ from medsegai.request import SegmentationRequest
 from medsegai.system.guarding import attempt
 from medsegai.worker.batch_events import Entry
 
+NO_FOLDER = "it does not see the folder {folder}. Use one path that all computers share"
+OTHER_MODEL = "its model {name} differs from the one here. Give all computers the same"
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -66,6 +69,19 @@ class CaseWorker(WorkerPlugin):
 
         The engine and the models are loaded meanwhile, and stay in memory between cases.
         """
+        different = self._difference()
+        if different:
+            return different
+        from medsegai.engine import warm_up
+
+        try:
+            warm_up(self.expected.request)
+        except MedSegAIError as error:
+            return f"it cannot get ready for the first case: {error}"
+        return ""
+
+    def _difference(self) -> str:
+        """Return what this worker does not share with the computer of the batch; "" if nothing."""
         threads = get_worker().state.nthreads
         if threads != 1:
             return f"it runs {threads} cases at once. Start it with --nthreads 1, several times if necessary"
@@ -73,23 +89,13 @@ class CaseWorker(WorkerPlugin):
             return f"it has MedSegAI {__version__}, not {self.expected.version} as here. Install the same"
         path, content = self.expected.token
         if _content(path) != content:
-            return (
-                f"it does not see the folder {path.parent}. Use one path that all computers share"
-            )
+            return NO_FOLDER.format(folder=path.parent)
         try:
             for name, known in self.expected.models.items():
                 if model_hash(name) != known:
-                    return (
-                        f"its model {name} differs from the one here. Give all computers the same"
-                    )
+                    return OTHER_MODEL.format(name=name)
         except MedSegAIError as error:
             return f"it lacks a model: {error}"
-        from medsegai.engine import warm_up
-
-        try:
-            warm_up(self.expected.request)
-        except MedSegAIError as error:
-            return f"it cannot get ready for the first case: {error}"
         return ""
 
 
