@@ -75,6 +75,12 @@ class Consent:
 Ask = Callable[[Plan], "Consent | None"]
 
 
+TOO_OLD = (
+    "PyTorch {version} is too old, because {needed} is needed. Uninstall it with "
+    "Slicer's module PyTorch Utils, restart Slicer, and press Segment again."
+)
+
+
 def ensure(ask: Ask | None, extras: Sequence[str] = ()) -> None:
     """Install missing packages; return at once if there are none.
 
@@ -114,12 +120,8 @@ def missing(extras: Sequence[str] = ()) -> Plan | None:
     """
     needs_torch = not _is_installed(TORCH)
     if needs_torch and _version(TORCH.name) is not None:
-        raise WorkerError(
-            _(
-                "PyTorch {version} is too old, because {needed} is needed. Uninstall it with "
-                "Slicer's module PyTorch Utils, restart Slicer, and press Segment again."
-            ).format(version=_version(TORCH.name), needed=TORCH)
-        )
+        version = _version(TORCH.name)
+        raise WorkerError(_(TOO_OLD).format(version=version, needed=TORCH))
     files = [REQUIREMENTS, *(REQUIREMENTS.with_name(f"requirements-{name}.txt") for name in extras)]
     wanted = [requirement for file in files for requirement in _requirements(file)]
     packages = [requirement for requirement in wanted if not _is_installed(requirement)]

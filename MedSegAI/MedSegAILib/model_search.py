@@ -126,7 +126,17 @@ def describe(card: ModelCard, expectation: str) -> str:
     Args:
         expectation: time and memory on this device, in words; "" if unknown.
     """
-    facts = [
+    image = picture(card)
+    parts = [f"<h3>{html.escape(card.name)}</h3>"]
+    parts += [f'<p><img src="{image.as_uri()}" width="300"></p>'] if image else []
+    parts += [f"<p>{html.escape(card.description)}</p>"] if card.description else []
+    facts = _facts(card, expectation)
+    parts += [f"<p><b>{html.escape(k)}</b><br>{html.escape(v)}</p>" for k, v in facts if v]
+    return "".join(parts)
+
+
+def _facts(card: ModelCard, expectation: str) -> list[tuple[str, str]]:
+    return [
         (_("Intended use"), card.intended_use),
         (_("Input"), ", ".join(_channel(channel) for channel in card.channels)),
         (_("Structures"), ", ".join(label.name for label in card.labels)),
@@ -139,12 +149,6 @@ def describe(card: ModelCard, expectation: str) -> str:
         (_("Version"), f"{card.version} ({card.family})"),
         (_("Folder"), str(card.folder)),
     ]
-    image = picture(card)
-    parts = [f"<h3>{html.escape(card.name)}</h3>"]
-    parts += [f'<p><img src="{image.as_uri()}" width="300"></p>'] if image else []
-    parts += [f"<p>{html.escape(card.description)}</p>"] if card.description else []
-    parts += [f"<p><b>{html.escape(k)}</b><br>{html.escape(v)}</p>" for k, v in facts if v]
-    return "".join(parts)
 
 
 def _channel(channel: Channel) -> str:

@@ -20,6 +20,7 @@ import slicer
 import slicer.util
 import vtk
 
+from medsegai.models.card import ModelCard
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode, Widget
 
 if TYPE_CHECKING:
@@ -266,15 +267,9 @@ class SelfTest(unittest.TestCase):
 
     def test_brain_model_runs(self) -> None:
         """Run the brain model on a ball, whose labels are not checked; the job has to return."""
-        from medsegai.errors import ModelError
-        from medsegai.models.catalogue import find_card
 
         self._need_worker()
-        try:
-            card = find_card("brain")
-            card.verify()
-        except ModelError as error:
-            self.skipTest(f"the brain model is not here: {error}")
+        card = self._brain()
         volume, stages = _ball_volume(moved=True), []
         segmentation = _logic().segment(
             volume,
@@ -285,6 +280,17 @@ class SelfTest(unittest.TestCase):
         self.assertTrue(slicer.mrmlScene.IsNodePresent(segmentation))
         self.assertIn("predict", stages)
         self.assertIn("seconds", _logic().report(segmentation))
+
+    def _brain(self) -> ModelCard:
+        from medsegai.errors import ModelError
+        from medsegai.models.catalogue import find_card
+
+        try:
+            card = find_card("brain")
+            card.verify()
+        except ModelError as error:
+            self.skipTest(f"the brain model is not here: {error}")
+        return card
 
     def _write_ball(self, volume: VolumeNode) -> SegmentationNode:
         """Write a result into the scene without a worker."""

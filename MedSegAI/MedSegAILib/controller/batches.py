@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ from MedSegAILib.worker.location import PlaceKind, WorkerLocation
 REPLACE_QUESTION = (
     "{folder} already holds results of a batch. They will be replaced, and your corrections "
     "will be lost. Continue?"
+)
+
+ONE_IMAGE = (
+    "{model} takes several images for each case, but a series is a case of "
+    "one image. Choose a folder whose files are named after case and "
+    "channel."
 )
 
 
@@ -66,17 +73,22 @@ class Batches:
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
             return
-        if OVERWRITE_FLAG in command and not self._context.host.confirm(
-            _(REPLACE_QUESTION).format(folder=asked.output)
-        ):
+        if not self._may_replace(command, asked):
             return
+        self._begin()
+        self._program = self._context.host.run(
+            command, place.environment(), self._ended, self._heard, table
+        )
+
+    def _may_replace(self, command: Sequence[str], asked: BatchChoice) -> bool:
+        question = _(REPLACE_QUESTION).format(folder=asked.output)
+        return OVERWRITE_FLAG not in command or self._context.host.confirm(question)
+
+    def _begin(self) -> None:
         self._cases, self._stopping = {}, False
         self._view.clear()
         self._view.show_running(True)
         self._view.show_message(_("Looking for scans …"))
-        self._program = self._context.host.run(
-            command, place.environment(), self._ended, self._heard, table
-        )
 
     def stop(self) -> None:
         """Stop the batch; finished cases are kept, and another start resumes."""
@@ -131,13 +143,7 @@ class Batches:
         card = self._context.panel.choice().card
         several = card is not None and sum(channel.required for channel in card.channels) > 1
         if card is not None and several and not card.takes_one_picture:
-            raise RequestError(
-                _(
-                    "{model} takes several images for each case, but a series is a case of "
-                    "one image. Choose a folder whose files are named after case and "
-                    "channel."
-                ).format(model=card.name)
-            )
+            raise RequestError(_(ONE_IMAGE).format(model=card.name))
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(("case", "image_0000", "series_0000"))

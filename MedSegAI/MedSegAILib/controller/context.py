@@ -83,14 +83,7 @@ class Context:
         Raises:
             MedSegAIError: the options, the output or the region are not valid, or a model was removed.
         """
-        if choice.output.mode in (OutputMode.UPDATE, OutputMode.ADD) and choice.output.node is None:
-            raise RequestError(
-                _("The output segmentation is not chosen. Choose it, or a new one as the result.")
-            )
-        if choice.every_frame and choice.output.mode is not OutputMode.NEW:
-            raise RequestError(
-                _("Every frame of a sequence needs a new segmentation. Choose that as the result.")
-            )
+        _check_output(choice)
         options = dict(choice.options) | {
             "models": self.models(choice),
             "candidates": not choice.every_frame,
@@ -128,3 +121,14 @@ class Context:
                 )
             )
         return str(card.folder)
+
+
+def _check_output(choice: Choice) -> None:
+    if choice.output.mode in (OutputMode.UPDATE, OutputMode.ADD) and choice.output.node is None:
+        raise RequestError(
+            _("The output segmentation is not chosen. Choose it, or a new one as the result.")
+        )
+    if choice.every_frame and choice.output.mode is not OutputMode.NEW:
+        raise RequestError(
+            _("Every frame of a sequence needs a new segmentation. Choose that as the result.")
+        )

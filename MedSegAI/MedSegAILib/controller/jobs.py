@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 NO_VOLUME = "There is no input volume. Load an image and choose it."
 
+VOLUME_GONE = "The volume {name} has left the scene. Load it again."
+OUTPUT_GONE = "The segmentation {name} has left the scene. Choose another output, and run it again."
+NEEDED = "{model} needs {count} images. Choose a volume for {names}."
+
 
 class Jobs:
     """Plans, starts and ends jobs.
@@ -139,13 +143,23 @@ class Jobs:
         except MedSegAIError as error:
             context.panel.show_error(str(error))
             return
+        confirmed = self._confirmed(choice, request)
+        if confirmed is not None:
+            self._add(confirmed, _source(request))
+
+    def _confirmed(self, choice: Choice, request: SegmentationRequest) -> Choice | None:
+        """Return a choice that may be run, perhaps after a question; None if the user refused."""
         problems = () if request.anyway else mismatches(choice.cards, _volumes(request))
-        if problems:
-            question = _("{problem} Segment it anyway?").format(problem=" ".join(problems))
-            if not context.host.confirm(question):
-                return
-            choice = replace(choice, options=dict(choice.options) | {"anyway": True})
-        name = _source(request)
+        if not problems:
+            return choice
+        question = _("{problem} Segment it anyway?").format(problem=" ".join(problems))
+        if not self._context.host.confirm(question):
+            return None
+        return replace(choice, options=dict(choice.options) | {"anyway": True})
+
+    def _add(self, choice: Choice, name: str) -> None:
+        """Add a job to the queue for the image, or for every frame of a sequence."""
+        context = self._context
         frames = context.scene.frames(choice.node) if choice.every_frame else (None,)
         series = _Series()
         for frame in frames:
@@ -275,18 +289,10 @@ class _SegmentationJob:
         choice, context = self._choice, self._context
         for node in chosen_nodes(choice):
             if not context.scene.is_present(node):
-                raise InputError(
-                    _("The volume {name} has left the scene. Load it again.").format(
-                        name=node.GetName()
-                    )
-                )
+                raise InputError(_(VOLUME_GONE).format(name=node.GetName()))
         output = choice.output.node
         if output is not None and not context.scene.is_present(output):
-            raise InputError(
-                _(
-                    "The segmentation {name} has left the scene. Choose another output, and run it again."
-                ).format(name=output.GetName())
-            )
+            raise InputError(_(OUTPUT_GONE).format(name=output.GetName()))
         if self._frame is None:
             volumes = context.scene.read_channels(chosen_nodes(choice))
         else:
@@ -331,9 +337,8 @@ def chosen_nodes(choice: Choice) -> list[Node]:
     needed = max((n for n, c in enumerate(channels, 1) if c.required or given[n - 1]), default=1)
     missing = [c.name for c in channels[:needed] if choice.nodes.get(c.name) is None]
     if missing:
-        text = _("{model} needs {count} images. Choose a volume for {names}.")
-        names = ", ".join(missing)
-        raise RequestError(text.format(model=choice.card.name, count=needed, names=names))
+        names = {"model": choice.card.name, "count": needed, "names": ", ".join(missing)}
+        raise RequestError(_(NEEDED).format(**names))
     return [choice.nodes[channel.name] for channel in channels[:needed]]
 
 

@@ -68,12 +68,15 @@ class Models:
             except (ValueError, ModelError) as error:
                 browser.show_status(str(error), problem=True)
                 return
-            here = {path.parent.name for path in _own_cards()}
-            more = [item for item in index.models if item.id not in here]
-            browser.show_listed(more)
-            browser.show_status(_("The index has {count} more.").format(count=len(more)))
+            self._offer(index)
 
         self._run(["models", "index", "--json"], done)
+
+    def _offer(self, index: ModelIndex) -> None:
+        browser, here = self._context.panel.browser, {path.parent.name for path in _own_cards()}
+        more = [item for item in index.models if item.id not in here]
+        browser.show_listed(more)
+        browser.show_status(_("The index has {count} more.").format(count=len(more)))
 
     def _add(self, arguments: list[str], text: str) -> None:
         """Run a command that adds a model, and choose that model."""
@@ -88,14 +91,18 @@ class Models:
                 browser.show_status(reason(answer), problem=True)
                 return
             self.show()
-            for file in sorted(set(_own_cards()) - before):
-                cards, _problems = model_search.read_cards([file])
-                for card in cards:
-                    self._context.panel.choose_model(card)
-                    browser.select(card)
+            self._choose(set(_own_cards()) - before)
             browser.show_status(answer.output.strip().splitlines()[0])
 
         self._run(arguments, done)
+
+    def _choose(self, files: Iterable[Path]) -> None:
+        """Choose the models of these cards, one after another, so that the last one stays chosen."""
+        for file in sorted(files):
+            cards, _problems = model_search.read_cards([file])
+            for card in cards:
+                self._context.panel.choose_model(card)
+                self._context.panel.browser.select(card)
 
     def verify(self, card: ModelCard) -> None:
         """Compare a model's weights with the hashes in its card, in the background."""

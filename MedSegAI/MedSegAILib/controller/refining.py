@@ -84,13 +84,16 @@ class Refining:
             except MedSegAIError as error:
                 self._view.show_message(str(error), problem=True)
         for failure in failures:
-            self._context.panel.show_error(texts.defect(failure), log=True)
-            if self._context.scene.is_present(preview.node):
-                self._preview = preview  # it is unchanged, and can be tried again
+            self._keep(preview, failure)
         if node is not None:
             self._tell(*self._words, *self._context.scene.notes)
             self._refresh(node)
         self._show_state()
+
+    def _keep(self, preview: Any, failure: Exception) -> None:
+        self._context.panel.show_error(texts.defect(failure), log=True)
+        if self._context.scene.is_present(preview.node):
+            self._preview = preview  # it is unchanged, and can be tried again
 
     def cancel(self) -> None:
         """Stop the running refinement, or remove the preview."""
@@ -148,10 +151,7 @@ class Refining:
         except MedSegAIError as error:
             self._view.show_message(str(error), problem=True)
             return
-        title = _("{name}: {what}").format(
-            name=choice.segmentation.GetName(), what=title_of_refinement(choice.refinement.name)
-        )
-        entry = context.queue.add(title, job.reading.make_request, job)
+        entry = context.queue.add(_title(choice), job.reading.make_request, job)
         job.reading.waits()
         self._entry = None if job.over else entry
         if str(entry.state) == "waiting":
@@ -224,3 +224,8 @@ class _RefinementJob:
             raise RequestError(_(NONE_TICKED))
         segments = () if choice.every else choice.segments
         return scene.draft(choice.segmentation, [choice.refinement], segments, choice.image)
+
+
+def _title(choice: RefineChoice) -> str:
+    what = title_of_refinement(choice.refinement.name)
+    return _("{name}: {what}").format(name=choice.segmentation.GetName(), what=what)

@@ -98,11 +98,7 @@ class Results:
             self._panel.show_message("")
             self._watch(node)
         self._node = node
-        rows: Sequence[StructureRow] = ()
-        try:
-            rows = () if node is None else self._scene.structures(node)
-        except MedSegAIError as error:
-            self._panel.show_error(str(error))
+        rows = self._rows_of(node)
         self._rows = {row.segment_id: row for row in rows}
         self._view.show(rows, self._scene.overlays(node) if rows else ())
         self._show_verdict()
@@ -111,6 +107,14 @@ class Results:
             self._view.show_surfaces(self._scene.surfaces_are_shown(node))
             self._view.show_places_within(self._scene.walked_within(node))
             self._view.select(self._scene.current_segment(node))
+
+    def _rows_of(self, node: Node) -> Sequence[StructureRow]:
+        """Return the structures of a segmentation; none, with a message, if it cannot be read."""
+        try:
+            return () if node is None else self._scene.structures(node)
+        except MedSegAIError as error:
+            self._panel.show_error(str(error))
+            return ()
 
     def _watch(self, node: Node) -> None:
         """Show a segmentation in the views and follow its display, instead of the previous one's."""

@@ -50,20 +50,19 @@ class Places:
         context = self._context
         try:
             place = self._chosen()
-        except MedSegAIError as error:
-            context.panel.settings.show_answer(str(error))
-            return
-        if not self._may_be_used(place):
-            context.panel.settings.show(_shown(context.host.place()))
-            return
-        try:
+            if not self._may_be_used(place):
+                context.panel.settings.show(_shown(context.host.place()))
+                return
             context.host.set_place(place)
         except MedSegAIError as error:
             context.panel.settings.show_answer(str(error))
             return
         context.host.set_setting(PLACE, place.to_text())
-        context.devices = Devices()
-        context.panel.show_devices(context.devices.choices())
+        self._forget_devices()
+
+    def _forget_devices(self) -> None:
+        self._context.devices = Devices()
+        self._context.panel.show_devices(self._context.devices.choices())
         self._changed()
 
     def _may_be_used(self, place: WorkerLocation) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medsegai.errors import InputError
 from medsegai.volume import Volume
@@ -69,6 +70,16 @@ def write_nifti(path: Path, volume: Volume) -> None:
         OSError: the file cannot be written.
     """
     voxels = volume.voxels
+    header = _header(volume)
+    little = voxels.dtype.newbyteorder("<")
+    with path.open("wb") as file, _nameless_gzip(file) as stream:
+        stream.write(header.tobytes() + bytes(OFFSET - HEADER_BYTES))
+        for plane in voxels:
+            stream.write(np.ascontiguousarray(plane, little).data)
+
+
+def _header(volume: Volume) -> NDArray[np.void]:
+    voxels = volume.voxels
     header = np.zeros((), HEADER)
     header["sizeof_hdr"], header["vox_offset"], header["magic"] = HEADER_BYTES, OFFSET, b"n+1"
     if voxels.dtype.name not in DATATYPES or max(voxels.shape) > np.iinfo(np.int16).max:
@@ -82,11 +93,7 @@ def write_nifti(path: Path, volume: Volume) -> None:
     header["pixdim"] = [1, *volume.geometry.spacing_mm, 0, 0, 0, 0]
     header["scl_slope"], header["xyzt_units"] = 1, MILLIMETRES
     header["sform_code"], header["srow"] = SCANNER, volume.geometry.ijk_to_ras[:3]
-    little = voxels.dtype.newbyteorder("<")
-    with path.open("wb") as file, _nameless_gzip(file) as stream:
-        stream.write(header.tobytes() + bytes(OFFSET - HEADER_BYTES))
-        for plane in voxels:
-            stream.write(np.ascontiguousarray(plane, little).data)
+    return header
 
 
 def _nameless_gzip(file: BinaryIO) -> gzip.GzipFile:

@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from medsegai.volume import Box, Geometry, joined_box
 
+Points = NDArray[np.float64]
+
 
 @dataclass(frozen=True, eq=False)
 class Painted:
@@ -48,28 +50,26 @@ class Brush:
         A voxel is painted if its middle is under the brush and the slice passes through it; so is the voxel
         at either end, however thin the brush.
         """
-        start, end = np.asarray(start, float), np.asarray(end, float)
-        normal = np.asarray(self.normal, float)
-        axes = grid.ijk_to_ras[:3, :3]
-        half = float(np.abs(normal @ axes).sum()) / 2
-        reach = np.array([[-1.0], [1.0]]) * (self.radius_mm + half)
-        corners = np.concatenate(
-            [np.minimum(start, end) + reach[0], np.maximum(start, end) + reach[1]]
-        )
-        box = grid.box_around(corners.reshape(2, 3).T.ravel().tolist())
+        start, end, normal = (np.asarray(each, float) for each in (start, end, self.normal))
+        half = float(np.abs(normal @ grid.ijk_to_ras[:3, :3]).sum()) / 2
+        box = self._box(grid, start, end, half)
         if box is None:
             return None
         middle = _middles(grid, box)
         across = (middle - start) @ normal
         mask = (across > -half) & (across <= half)
-        along = end - start - ((end - start) @ normal) * normal
         flat = middle - start - across[..., None] * normal
-        length = float(along @ along)
-        part = np.clip(flat @ along / length, 0.0, 1.0) if length > 0 else np.zeros(across.shape)
-        mask &= np.linalg.norm(flat - part[..., None] * along, axis=-1) <= self.radius_mm
+        along = end - start - ((end - start) @ normal) * normal
+        mask &= _distances(flat, along) <= self.radius_mm
         for point in (start, end):
             _mark(mask, box, grid, point)
         return Painted(box, mask) if mask.any() else None
+
+    def _box(self, grid: Geometry, start: Points, end: Points, half: float) -> Box | None:
+        """Return the box of voxels that the brush can reach; `half` is half of a voxel across the slice."""
+        reach = self.radius_mm + half
+        corners = np.stack([np.minimum(start, end) - reach, np.maximum(start, end) + reach])
+        return grid.box_around(corners.T.ravel().tolist())
 
 
 def joined(pieces: Sequence[Painted]) -> Painted:
@@ -95,3 +95,10 @@ def _mark(mask: NDArray[np.bool_], box: Box, grid: Geometry, point: NDArray[np.f
     ]
     if (at >= 0).all() and (at < mask.shape).all():
         mask[tuple(at)] = True
+
+
+def _distances(points: Points, end: Points) -> Points:
+    """Return the distances of points to the line from the origin to `end`."""
+    length = float(end @ end)
+    part = np.clip(points @ end / length, 0.0, 1.0) if length > 0 else np.zeros(points.shape[:-1])
+    return np.asarray(np.linalg.norm(points - part[..., None] * end, axis=-1))

@@ -27,6 +27,10 @@ from MedSegAILib.scene.segments import label_value
 from MedSegAILib.slicer_types import SegmentationNode, VTKObject
 from MedSegAILib.translation import tr as _
 
+NO_SOURCE = (
+    "There is no source volume. Choose the image of this segmentation in the Segment Editor."
+)
+
 
 class Editor(Protocol):
     """The required interface of Slicer's Segment Editor; images are vtkOrientedImageData."""
@@ -96,16 +100,11 @@ class Correction:
             raise InputError(_("No segment is selected. Select the segment to correct."))
         image = editor.source_image()
         if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
-            raise InputError(
-                _(
-                    "There is no source volume. Choose the image of this segmentation in the Segment Editor."
-                )
-            )
+            raise InputError(_(NO_SOURCE))
         self._image: NDArray[np.number] = voxels_of(image)
         self._local = geometry_of(image)
-        self.grid = Geometry(
-            self._local.shape, transform_to_world(self.segmentation) @ self._local.ijk_to_ras
-        )
+        world = transform_to_world(self.segmentation) @ self._local.ijk_to_ras
+        self.grid = Geometry(self._local.shape, world)
         self._start = image.GetExtent()[::2]
         self._origin = image
         self._before = self._segment()

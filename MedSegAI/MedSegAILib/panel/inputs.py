@@ -76,21 +76,23 @@ class InputWidgets:
             return
         self._channels, self._takes_picture = channels, takes_picture
         self._ui.inputSelector.nodeTypes = [_SCALARS, *[_VECTORS] * takes_picture]
-        layout = self._ui.channelsArea.layout()
-        for label, selector in self._further:
-            for widget in (label, selector):
-                layout.removeWidget(widget)
-                widget.hide()
-                widget.deleteLater()
+        self._remove_further()
         several = len(channels) > 1
         alone = _("Picture:") if takes_picture else _("Volume:")
         self._ui.inputLabel.text = unformatted(f"{channels[0]}:") if several else alone
-        self._further = []
         for number, name in enumerate(channels[1:], start=1):
             assert card is not None
             self._add_channel(number, name, card.channels[number].required)
         self._ui.channelsArea.visible = several
         self._ui.channelsNote.visible = False
+
+    def _remove_further(self) -> None:
+        for label, selector in self._further:
+            for widget in (label, selector):
+                self._ui.channelsArea.layout().removeWidget(widget)
+                widget.hide()
+                widget.deleteLater()
+        self._further = []
 
     def show_guess(self, nodes: Mapping[str, Node]) -> None:
         """Choose these nodes for the channels, and ask the user to check them."""

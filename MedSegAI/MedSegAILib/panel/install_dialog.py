@@ -35,9 +35,8 @@ class InstallDialog:
         layout = qt.QVBoxLayout(self.dialog)
         layout.addWidget(_label(_(NEEDED)))
         layout.addWidget(_table(plan))
-        layout.addWidget(
-            _label(_("They are installed into {folder}.").format(folder=plan.folder), quiet=True)
-        )
+        where = _("They are installed into {folder}.").format(folder=plan.folder)
+        layout.addWidget(_label(where, quiet=True))
         layout.addLayout(self._offline())
         buttons = qt.QHBoxLayout()
         self._install = _button("installButton", _("Install"))

@@ -160,11 +160,7 @@ class ModelBrowser:
 
     def _search_again(self) -> None:
         chosen = self.current()
-        query = model_search.Query(
-            self._text.text,
-            self._modality.currentText if self._modality.currentIndex > 0 else "",
-            self._structure.currentText if self._structure.currentIndex > 0 else "",
-        )
+        query = self._query()
         self._list.blockSignals(True)
         self._list.clear()
         cards = model_search.found(self._cards, query)
@@ -181,6 +177,13 @@ class ModelBrowser:
         if chosen is not None:
             self.select(chosen)
         self._show_details()
+
+    def _query(self) -> model_search.Query:
+        return model_search.Query(
+            self._text.text,
+            self._modality.currentText if self._modality.currentIndex > 0 else "",
+            self._structure.currentText if self._structure.currentIndex > 0 else "",
+        )
 
     def _show_details(self) -> None:
         shown = self._current()

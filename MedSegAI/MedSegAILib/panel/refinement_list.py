@@ -38,10 +38,9 @@ class RefinementList:
         self._list = qt.QListWidget()
         self._buttons = qt.QWidget()
         self._options = qt.QWidget()
-        self._form = RefinementForm(
-            qt.QFormLayout(self._options), self._on_option_changed, "refinement"
-        )
-        self._options.layout().setContentsMargins(0, 0, 0, 0)
+        form = qt.QFormLayout(self._options)
+        form.setContentsMargins(0, 0, 0, 0)
+        self._form = RefinementForm(form, self._on_option_changed, "refinement")
         layout.addLayout(self._row_to_add())
         for part in (self._list, self._buttons, self._options):
             layout.addWidget(part)

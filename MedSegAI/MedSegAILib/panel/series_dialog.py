@@ -36,11 +36,7 @@ class SeriesDialog:
         self.dialog.windowTitle = _("MedSegAI: series of the DICOM database")
         self.dialog.resize(520, 480)
         layout = qt.QVBoxLayout(self.dialog)
-        self._search = qt.QLineEdit()
-        self._search.objectName = "seriesSearch"
-        self._search.placeholderText = _("Search patients, studies and series")
-        self._search.clearButtonEnabled = True
-        self._search.connect("textChanged(QString)", self._filter)
+        self._search = self._search_field()
         layout.addWidget(self._search)
         self._tree = qt.QTreeWidget()
         self._tree.objectName = "seriesTree"
@@ -51,6 +47,14 @@ class SeriesDialog:
         self._items = [(self._add(row, row in chosen), row) for row in rows]
         self._tree.expandAll()
         layout.addLayout(self._buttons())
+
+    def _search_field(self) -> Widget:
+        field = qt.QLineEdit()
+        field.objectName = "seriesSearch"
+        field.placeholderText = _("Search patients, studies and series")
+        field.clearButtonEnabled = True
+        field.connect("textChanged(QString)", self._filter)
+        return field
 
     def answer(self) -> tuple[SeriesRow, ...] | None:
         """Wait for the user."""

@@ -10,7 +10,7 @@ import qt
 
 from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import show_empty_boxes
-from MedSegAILib.slicer_types import QtValue
+from MedSegAILib.slicer_types import QtValue, Widget
 from MedSegAILib.translation import tr as _
 
 ROWS_SHOWN = 6
@@ -50,17 +50,7 @@ class StructureList:
         self.widget.clear()
         self._rows = []
         for structure in structures:
-            item = qt.QListWidgetItem(structure.name)
-            item.setData(qt.Qt.DecorationRole, qt.QColor(*structure.color))
-            on = structure.key in wanted and not structure.locked
-            item.setFlags(
-                qt.Qt.ItemIsUserCheckable
-                if structure.locked
-                else qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled
-            )
-            item.setCheckState(qt.Qt.Checked if on else qt.Qt.Unchecked)
-            locked = _("Its review is completed.")
-            item.setToolTip(locked if structure.locked else unformatted(structure.name))
+            item = _item(structure, structure.key in wanted and not structure.locked)
             self.widget.addItem(item)
             self._rows.append((item, structure))
         self.widget.blockSignals(False)
@@ -75,3 +65,14 @@ class StructureList:
 
     def _on_changed(self, _item: QtValue) -> None:
         self._changed()
+
+
+def _item(structure: Structure, ticked: bool) -> Widget:
+    item = qt.QListWidgetItem(structure.name)
+    item.setData(qt.Qt.DecorationRole, qt.QColor(*structure.color))
+    usable = qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled
+    item.setFlags(qt.Qt.ItemIsUserCheckable if structure.locked else usable)
+    item.setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
+    locked = _("Its review is completed.")
+    item.setToolTip(locked if structure.locked else unformatted(structure.name))
+    return item

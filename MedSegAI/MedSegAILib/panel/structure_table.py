@@ -99,12 +99,7 @@ class StructureTable:
         self._rows = {row.segment_id: row for row in rows}
         table.blockSignals(True)
         table.sortingEnabled = False
-        table.clear()
-        table.setRowCount(len(rows))
-        table.setColumnCount(len(TITLES))
-        table.setHorizontalHeaderLabels([_(title) for title in TITLES])
-        for column, words in enumerate(HELP):
-            table.horizontalHeaderItem(column).setToolTip(_(words))
+        _clear(table, len(rows))
         for number, row in enumerate(rows):
             self._fill(number, row)
         table.setColumnHidden(QUALITY, not any(row.quality for row in rows))
@@ -260,3 +255,13 @@ def _name_item(row: StructureRow) -> QtValue:
 def _pressed() -> bool:
     """Whether a mouse button is pressed."""
     return bool(qt.QApplication.mouseButtons() != qt.Qt.NoButton)
+
+
+def _clear(table: Widget, rows: int) -> None:
+    """Leave titles and a number of empty rows."""
+    table.clear()
+    table.setRowCount(rows)
+    table.setColumnCount(len(TITLES))
+    table.setHorizontalHeaderLabels([_(title) for title in TITLES])
+    for column, words in enumerate(HELP):
+        table.horizontalHeaderItem(column).setToolTip(_(words))

@@ -14,7 +14,7 @@ from MedSegAILib.scene.nodes import remove
 from MedSegAILib.scene.segments import digests
 from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.visibility import show_as_the_card_says
-from MedSegAILib.slicer_types import Node, Segment, VolumeNode, VTKObject
+from MedSegAILib.slicer_types import Node, Segment, SegmentationNode, VolumeNode, VTKObject
 
 
 class CopyWriter(Protocol):
@@ -45,10 +45,7 @@ class ShownCopy:
     def __init__(
         self, original: VTKObject, plan: Plan, source: VolumeNode, writer: CopyWriter
     ) -> None:
-        self.node = original.GetScene().CreateNodeByClass("vtkMRMLSegmentationNode")
-        self.node.UnRegister(None)
-        self.node.SetName(original.GetName())
-        self.node.GetSegmentation().DeepCopy(original.GetSegmentation())
+        self.node = _copy_of(original)
         had_surfaces = bool(plan.layers) and carry_out(self.node, plan, source)
         writer.add_beside(self.node, original)
         role = original.GetReferenceImageGeometryReferenceRole()
@@ -102,3 +99,11 @@ class ShownCopy:
 
     def _is_there(self) -> bool:
         return bool(self._scene.IsNodePresent(self._original))
+
+
+def _copy_of(original: VTKObject) -> SegmentationNode:
+    node = original.GetScene().CreateNodeByClass("vtkMRMLSegmentationNode")
+    node.UnRegister(None)
+    node.SetName(original.GetName())
+    node.GetSegmentation().DeepCopy(original.GetSegmentation())
+    return node

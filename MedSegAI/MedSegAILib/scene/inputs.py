@@ -62,16 +62,21 @@ def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
         return _colours(nodes[0])
     volumes = tuple(read(node) for node in nodes)
     _check_different(nodes)
+    _check_grids(volumes)
+    return volumes
+
+
+def _check_grids(volumes: Sequence[Volume]) -> None:
+    first = volumes[0]
     for other in volumes[1:]:
         check_same_grid(
             other.geometry,
-            volumes[0].geometry,
+            first.geometry,
             other.source,
-            volumes[0].source,
-            f"Resample {other.source} onto {volumes[0].source}, for example with Slicer's Resample "
+            first.source,
+            f"Resample {other.source} onto {first.source}, for example with Slicer's Resample "
             "Scalar/Vector/DWI Volume, and choose the result.",
         )
-    return volumes
 
 
 def in_colours(node: Node) -> bool:
@@ -160,11 +165,14 @@ def check_image(node: Node) -> None:
     image = node.GetImageData()
     if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
         raise InputError(f"{name} does not contain an image. Load it again.")
-    components = image.GetNumberOfScalarComponents()
+    _check_components(name, image.GetNumberOfScalarComponents())
+
+
+def _check_components(name: str, components: int) -> None:
     if components != 1:
         raise InputError(
             f"{name} has {components} values per voxel (colour or several images), but one is needed. Convert it "
-            f"with Slicer's module Vector to Scalar Volume first."
+            "with Slicer's module Vector to Scalar Volume first."
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import slicer
 
 from MedSegAILib.scene.layers import labelmap_name
-from MedSegAILib.slicer_types import MRMLScene, Node, QtValue, VTKObject
+from MedSegAILib.slicer_types import MRMLScene, Node, QtValue, Segment, VTKObject
 
 Color = tuple[float, float, float]
 ADDED, REMOVED, MOVED = (0.2, 0.85, 0.3), (0.95, 0.25, 0.2), (0.95, 0.85, 0.2)
@@ -95,17 +95,11 @@ class Marks:
         segments = node.GetSegmentation()
         segments.SetSourceRepresentationName(labelmap_name())
         for name, mark in self._kinds.items():
-            segment = slicer.vtkSegment()
-            segment.SetName(mark.title)
-            segment.SetColor(*mark.color)
-            segment.AddRepresentation(labelmap_name(), slicer.vtkOrientedImageData())
-            segments.AddSegment(segment, name)
+            segments.AddSegment(_empty_segment(mark), name)
         self._node = self._scene.AddNode(node)
         _hide_from_3d(node)
         tree, item = self._item()
-        if (
-            tree is not None and not item
-        ):  # Slicer writes an error for every change of a segmentation without one
+        if tree is not None and not item:  # otherwise Slicer writes an error for every change
             tree.CreateItem(tree.GetSceneItemID(), node)
         node.CreateDefaultDisplayNodes()
         self._show_in_slices(node.GetDisplayNode())
@@ -137,3 +131,11 @@ def _hide_from_3d(node: Node) -> None:
         observer = found.GetItemAsObject(number).GetObserver()
         if observer is not None and observer.IsA("vtkMRMLAbstractThreeDViewDisplayableManager"):
             broker.RemoveObservation(found.GetItemAsObject(number))
+
+
+def _empty_segment(mark: Mark) -> Segment:
+    segment = slicer.vtkSegment()
+    segment.SetName(mark.title)
+    segment.SetColor(*mark.color)
+    segment.AddRepresentation(labelmap_name(), slicer.vtkOrientedImageData())
+    return segment

@@ -42,7 +42,7 @@ from MedSegAILib.scene.segments import (
     sign,
 )
 from MedSegAILib.scene.surfaces import has_surfaces, keep
-from MedSegAILib.slicer_types import Segmentation, SegmentationNode, VolumeNode
+from MedSegAILib.slicer_types import Segmentation, SegmentationNode, VolumeNode, VTKObject
 from MedSegAILib.translation import tr as _
 
 
@@ -153,24 +153,12 @@ def carry_out(segmentation: SegmentationNode, plan: Plan, source: VolumeNode) ->
         Whether the segmentation had surfaces. Only surfaces of unchanged segments are left.
     """
     images = [(oriented_image(layer.voxels, layer.geometry), layer) for layer in plan.layers]
-    segments = segmentation.GetSegmentation()
-    if not segments.GetNumberOfSegments():
-        segments.SetSourceRepresentationName(labelmap_name())
-        segmentation.SetReferenceImageGeometryParameterFromVolumeNode(source)
+    if not segmentation.GetSegmentation().GetNumberOfSegments():
+        _begin(segmentation, source)
     had_surfaces, give_back = has_surfaces(segmentation), keep(segmentation)
     was_modifying = segmentation.StartModify()
     try:
-        for target, content in plan.written.values():
-            if target.is_new:
-                label = target.measures.label
-                segment = new_segment(label, _free_name(segments, label.name))
-                segments.AddSegment(segment, target.segment_id)
-            sign(segments.GetSegment(target.segment_id), target.measures, content)
-        for image, layer in images:
-            for name, value in layer.values.items():
-                segment = segments.GetSegment(name)
-                segment.SetLabelValue(value)
-                segment.AddRepresentation(labelmap_name(), image)
+        _fill_segments(segmentation.GetSegmentation(), plan, images)
     finally:
         segmentation.EndModify(was_modifying)
     for image, _layer in images:
@@ -179,6 +167,28 @@ def carry_out(segmentation: SegmentationNode, plan: Plan, source: VolumeNode) ->
         segmentation.RemoveClosedSurfaceRepresentation()  # the remaining ones belong to older voxels
         give_back()
     return had_surfaces
+
+
+def _begin(segmentation: SegmentationNode, source: VolumeNode) -> None:
+    segmentation.GetSegmentation().SetSourceRepresentationName(labelmap_name())
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(source)
+
+
+def _fill_segments(
+    segments: VTKObject, plan: Plan, images: Sequence[tuple[VTKObject, Layer]]
+) -> None:
+    """Add the new segments of a plan, and give all of its segments their images."""
+    for target, content in plan.written.values():
+        if target.is_new:
+            label = target.measures.label
+            segment = new_segment(label, _free_name(segments, label.name))
+            segments.AddSegment(segment, target.segment_id)
+        sign(segments.GetSegment(target.segment_id), target.measures, content)
+    for image, layer in images:
+        for name, value in layer.values.items():
+            segment = segments.GetSegment(name)
+            segment.SetLabelValue(value)
+            segment.AddRepresentation(labelmap_name(), image)
 
 
 def check_labelmaps(segmentation: SegmentationNode) -> None:
@@ -340,9 +350,8 @@ def layers_without(
         The label maps with the voxels of the grid, on it, to be filled again; and those with other voxels.
     """
     bases, rest = [], []
-    for layer in layers:
-        if not changing & set(layer.values):
-            continue
+    losing = [layer for layer in layers if changing & set(layer.values)]
+    for layer in losing:
         fits = offset_in(grid, layer.geometry) is not None
         own = grid if fits else layer.geometry
         voxels = _only(layer, own, changing, stay=True)

@@ -141,6 +141,16 @@ def _show_legend(scene: MRMLScene, kind: str, volume: VolumeNode) -> None:
     is_heat = kind == HEAT
     title = _("low     probability     high") if is_heat else _("low     uncertainty     high")
     legend.SetTitleText(title)
+    _lay_out(legend)
+    views = nodes_of(scene, "vtkMRMLSliceNode")
+    red = [view for view in views if view.GetLayoutName() == "Red"] or views[:1]
+    legend.SetViewNodeIDs([view.GetID() for view in red])
+    legend.SetSaveWithScene(False)
+    legend.SetVisibility(True)
+
+
+def _lay_out(legend: Node) -> None:
+    """Make a legend small and readable, with names of colours left out."""
     legend.SetUseColorNamesForLabels(False)
     legend.SetNumberOfLabels(0)
     for letters in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
@@ -150,8 +160,3 @@ def _show_legend(scene: MRMLScene, kind: str, volume: VolumeNode) -> None:
     legend.SetOrientation(legend.Horizontal)
     legend.SetSize(*LEGEND_SIZE)
     legend.SetPosition(*LEGEND_POSITION)
-    views = nodes_of(scene, "vtkMRMLSliceNode")
-    red = [view for view in views if view.GetLayoutName() == "Red"] or views[:1]
-    legend.SetViewNodeIDs([view.GetID() for view in red])
-    legend.SetSaveWithScene(False)
-    legend.SetVisibility(True)

@@ -153,16 +153,15 @@ def apply_refinement(writer: Writer, read_as: Draft, result: RefinementResult) -
     writer.notes[:] = planned.notes
     if not planned.layers:
         return
-    if not writer.save_undo(segmentation):
-        writer.notes.append(
-            _("The Segment Editor does not show {name}, so it cannot undo this change.").format(
-                name=segmentation.GetName()
-            )
-        )
+    writer.keep_undo(segmentation)
     had_surfaces = carry_out(segmentation, planned, None)
     _sign(read_as, result)
     if had_surfaces:
         writer.make_surfaces(segmentation)
+    _append_report(segmentation, result)
+
+
+def _append_report(segmentation: SegmentationNode, result: RefinementResult) -> None:
     report = json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}")
     report.setdefault(REFINED, []).extend(dict(item) for item in result.report)
     segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(report))
@@ -252,10 +251,7 @@ def _chosen(
     segmentation: SegmentationNode, layers: Iterable[Layer], segments: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """Return the ids of the segments to refine, and of chosen segments that are completed."""
-    filled: set[str] = set()
-    for layer in layers:
-        around = boxes(layer.voxels)
-        filled.update(name for name, value in layer.values.items() if value in around)
+    filled = _filled(layers)
     known = segmentation.GetSegmentation().GetSegmentIDs()
     for name in segments:
         segment_of(segmentation, name)
@@ -273,6 +269,15 @@ def _chosen(
     return [name for name in meant if name not in locked], locked
 
 
+def _filled(layers: Iterable[Layer]) -> set[str]:
+    """Return the ids of segments with voxels."""
+    found: set[str] = set()
+    for layer in layers:
+        around = boxes(layer.voxels)
+        found.update(name for name, value in layer.values.items() if value in around)
+    return found
+
+
 def _joined_segments(
     segmentation: SegmentationNode,
     layers: Iterable[Layer],
@@ -286,8 +291,7 @@ def _joined_segments(
         part = out[box]
         if part[mask].any():
             other = next(key for key, value in values.items() if value == part[mask].max())
-            first, second = (_names(segmentation, [it]) for it in (other, name))
-            raise InputError(_(OVERLAP).format(first=first, second=second))
+            raise InputError(_overlap(segmentation, other, name))
         part[mask] = values[name]
     taken, fixed = out != 0, []
     for name, box, mask in _masks(layers, grid, refined, False):
@@ -295,6 +299,11 @@ def _joined_segments(
             out[box][mask] = values[name]
             fixed.append(values[name])
     return out, fixed
+
+
+def _overlap(segmentation: SegmentationNode, one: str, other: str) -> str:
+    first, second = (_names(segmentation, [name]) for name in (one, other))
+    return _(OVERLAP).format(first=first, second=second)
 
 
 def _masks(

@@ -23,7 +23,7 @@ from MedSegAILib.scene.layers import (
     oriented_image,
 )
 from MedSegAILib.scene.review import ReviewState, set_state
-from MedSegAILib.slicer_types import Segment, SegmentationNode
+from MedSegAILib.slicer_types import Segment, SegmentationNode, VTKObject
 
 REPORT_ATTRIBUTE = "MedSegAI.report"
 """Attribute of a segmentation node that the AI made: the report of its last job, as JSON."""
@@ -97,12 +97,15 @@ def add_segments(
     for measures in result.structures:
         name = segment_id(measures.label)
         if name in made:
-            image, value, content = made[name]
-            segment = new_segment(measures.label)
-            segment.SetLabelValue(value)
-            segment.AddRepresentation(labelmap_name(), image)
-            sign(segment, measures, content)
-            segments.AddSegment(segment, name)
+            segments.AddSegment(_filled(measures, *made[name]), name)
+
+
+def _filled(measures: StructureMeasures, image: VTKObject, value: int, content: str) -> Segment:
+    segment = new_segment(measures.label)
+    segment.SetLabelValue(value)
+    segment.AddRepresentation(labelmap_name(), image)
+    sign(segment, measures, content)
+    return segment
 
 
 def new_segment(label: Label, name: str = "") -> Segment:

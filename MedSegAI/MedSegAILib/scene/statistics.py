@@ -10,9 +10,9 @@ import csv
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import slicer
@@ -130,17 +130,21 @@ def write_csv(found: list[Row], path: Path | str) -> None:
     partial = path.with_name(f".{secrets.token_hex(8)}.csv")
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(HEADINGS))
-            writer.writeheader()
-            writer.writerows(
-                {name: table_cell(_text(value)) for name, value in row.items()} for row in found
-            )
+            _write_rows(file, found)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OutputError(
             f"{path} cannot be written: {error.strerror or error}. Choose another place."
         ) from error
+
+
+def _write_rows(file: TextIO, found: Iterable[Row]) -> None:
+    writer = csv.DictWriter(file, list(HEADINGS))
+    writer.writeheader()
+    writer.writerows(
+        {name: table_cell(_text(value)) for name, value in row.items()} for row in found
+    )
 
 
 def _plain(row: Mapping[str, Any]) -> Row:

@@ -104,13 +104,7 @@ def keep(segmentation: SegmentationNode) -> Callable[[], None]:
         The function that restores the surfaces of segments with the same voxels as before.
     """
     segments = segmentation.GetSegmentation()
-    before: dict[str, tuple[_Part | None, VTKObject]] = {}
-    if not _smooths_jointly(segments):
-        cutter = _Cutter(segmentation)
-        for name in segments.GetSegmentIDs():
-            surface = segments.GetSegment(name).GetRepresentation(surface_name())
-            if surface is not None:
-                before[name] = (cutter.part(name), surface)
+    before = {} if _smooths_jointly(segments) else _present(segmentation)
 
     def give_back() -> None:
         cutter = _Cutter(segmentation)
@@ -120,6 +114,17 @@ def keep(segmentation: SegmentationNode) -> Callable[[], None]:
                 segment.AddRepresentation(surface_name(), surface)
 
     return give_back
+
+
+def _present(segmentation: SegmentationNode) -> dict[str, tuple[_Part | None, VTKObject]]:
+    """Return the surface of each segment that has one, and the voxels from which it was made."""
+    segments, cutter = segmentation.GetSegmentation(), _Cutter(segmentation)
+    found = {}
+    for name in segments.GetSegmentIDs():
+        surface = segments.GetSegment(name).GetRepresentation(surface_name())
+        if surface is not None:
+            found[name] = (cutter.part(name), surface)
+    return found
 
 
 def _same(first: _Part | None, second: _Part | None) -> bool:

@@ -132,9 +132,7 @@ class Writer:
             each = merged(each, segmentation, source, box)
             node = segmentation.GetNodeReference(each.role)
             ready.append((each, node or make_node(self.scene, each, source)))
-        if not self.save_undo(segmentation):
-            note = _("The Segment Editor does not show {name}, so it cannot undo this change.")
-            self.notes.append(note.format(name=segmentation.GetName()))
+        self.keep_undo(segmentation)
         had_surfaces = carry_out(segmentation, plan, source)
         show_as_the_card_says(segmentation, plan.new_segments)
         if had_surfaces:
@@ -145,6 +143,12 @@ class Writer:
         self._put_objects(segmentation, source, result, output)
         segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
         return segmentation
+
+    def keep_undo(self, segmentation: SegmentationNode) -> None:
+        """Keep the state of a segmentation for the Segment Editor's undo, or note that it cannot undo."""
+        if not self.save_undo(segmentation):
+            note = _("The Segment Editor does not show {name}, so it cannot undo this change.")
+            self.notes.append(note.format(name=segmentation.GetName()))
 
     def plan(
         self,
@@ -220,10 +224,7 @@ class Writer:
     ) -> SegmentationNode:
         if not self.scene.IsNodePresent(source):
             self.check_source(source, result)
-        if output.mode is not OutputMode.NEW:
-            raise InputError(
-                "The frames of a sequence become a new segmentation. Choose that as the output."
-            )
+        _check_is_new(output)
         proxy = self._present_proxy(output)
         sequences.check_proxy(proxy, source, frame)
         name = f"{source.GetName()} segmentation"
@@ -233,13 +234,16 @@ class Writer:
         is_new = proxy is None
         proxy = sequences.add_frame(proxy, source, frame, filled)
         if is_new:
-            proxy.SetAndObserveTransformNodeID(source.GetTransformNodeID())
-            proxy.SetReferenceImageGeometryParameterFromVolumeNode(source)
-            show_as_the_card_says(proxy, proxy.GetSegmentation().GetSegmentIDs())
-            self._draw_alone(proxy)
+            self._show_first(proxy, source)
         for each in attachments_of(result):
             self._attach_frame(proxy, source, frame, each)
         return proxy
+
+    def _show_first(self, proxy: SegmentationNode, source: VolumeNode) -> None:
+        proxy.SetAndObserveTransformNodeID(source.GetTransformNodeID())
+        proxy.SetReferenceImageGeometryParameterFromVolumeNode(source)
+        show_as_the_card_says(proxy, proxy.GetSegmentation().GetSegmentIDs())
+        self._draw_alone(proxy)
 
     def _attach_frame(
         self, segmentation: SegmentationNode, source: VolumeNode, frame: int, each: Attachment
@@ -346,3 +350,10 @@ class Preview:
         plan = self._writer.plan(original, self._source, self._result, self._output)
         self._writer.notes.extend(plan.notes)
         return ShownCopy(original, plan, self._source, self._writer)
+
+
+def _check_is_new(output: OutputChoice) -> None:
+    if output.mode is not OutputMode.NEW:
+        raise InputError(
+            "The frames of a sequence become a new segmentation. Choose that as the output."
+        )

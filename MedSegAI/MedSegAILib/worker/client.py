@@ -72,6 +72,22 @@ AWAKE_SECONDS = 1.0
 UNSENT_BYTES = 1 << 18
 """The number of unsent bytes above which no further array is read for sending."""
 
+NOT_STARTED = "The worker did not start within {seconds:g} s ({command})."
+SILENT = (
+    "The worker did not respond for {seconds:g} s and was ended. Press Segment "
+    "again, and if it happens again, choose another device or fewer networks."
+)
+OUT_OF_MEMORY = (
+    "The worker was ended by the system, most likely because memory ran out. "
+    "Close other programs, crop the volume, or choose fewer models or networks."
+)
+LACKS = (
+    "The Python of the worker ({python}) lacks the package {package}. Press Test "
+    "in the settings to list all missing packages, or choose another Python "
+    "there."
+)
+CRASHED = "The worker crashed (signal {code}). Slicer and your scene are not affected."
+ENDED = "The worker ended unexpectedly (exit code {code}). Slicer and your scene are not affected."
 SENDING, RECEIVING = 0.05, 0.05
 """The share of a job on another computer for the transfer of arrays."""
 
@@ -256,13 +272,7 @@ class WorkerClient:
     def _pump(self) -> None:
         """Send the rest of the job, block by block, as fast as the process reads it."""
         job = self._job
-        while (
-            job is not None
-            and job is self._job
-            and job.unsent is not None
-            and self._process.running
-            and self._process.unsent < UNSENT_BYTES
-        ):
+        while job is not None and job.unsent is not None and self._takes_more(job):
             try:
                 message = next(job.unsent, None)
             except MedSegAIError as error:
@@ -275,6 +285,10 @@ class WorkerClient:
             if message["type"] == ARRAY:
                 part = message["done"] / max(message["total"], 1)
                 self._report(job, ProgressEvent("send", SENDING * part))
+
+    def _takes_more(self, job: _SentJob) -> bool:
+        process = self._process
+        return job is self._job and process.running and process.unsent < UNSENT_BYTES
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -294,15 +308,12 @@ class WorkerClient:
         if job is not None and job.kill_at is not None and now > job.kill_at:
             self._break(Cancelled(_stopped()))
         elif self._hello is None and self._silent > START_SECONDS:
-            text = _("The worker did not start within {seconds:g} s ({command}).")
+            text = _(NOT_STARTED)
             text = text.format(seconds=START_SECONDS, command=" ".join(self._command))
             self._break(WorkerError(text + self._last_words()))
         elif self._silent > SILENCE_SECONDS:
-            text = _(
-                "The worker did not respond for {seconds:g} s and was ended. Press Segment "
-                "again, and if it happens again, choose another device or fewer networks."
-            )
-            self._break(WorkerError(text.format(seconds=SILENCE_SECONDS) + self._last_words()))
+            text = _(SILENT).format(seconds=SILENCE_SECONDS)
+            self._break(WorkerError(text + self._last_words()))
         elif job is not None and self._still > self.stall_seconds and not job.stalled:
             job.stalled = True
             self.stalled.emit()
@@ -439,27 +450,13 @@ class WorkerClient:
         if explained is not None:
             return explained
         if code in (9, 128 + 9) or (crashed and sys.platform == "win32"):
-            return _(
-                "The worker was ended by the system, most likely because memory ran out. "
-                "Close other programs, crop the volume, or choose fewer models or networks."
-            )
+            return _(OUT_OF_MEMORY)
         missing = re.search(
             r"^ModuleNotFoundError: .*?(?:named '|import of )([\w.]+)", self.log, re.MULTILINE
         )
         if missing:
-            return _(
-                "The Python of the worker ({python}) lacks the package {package}. Press Test "
-                "in the settings to list all missing packages, or choose another Python "
-                "there."
-            ).format(python=place.target, package=missing.group(1))
-        if crashed:
-            text = _("The worker crashed (signal {code}). Slicer and your scene are not affected.")
-        else:
-            text = _(
-                "The worker ended unexpectedly (exit code {code}). Slicer and your scene are "
-                "not affected."
-            )
-        return text.format(code=code)
+            return _(LACKS).format(python=place.target, package=missing.group(1))
+        return _(CRASHED if crashed else ENDED).format(code=code)
 
     def _last_words(self) -> str:
         words = self._process.stderr_tail()

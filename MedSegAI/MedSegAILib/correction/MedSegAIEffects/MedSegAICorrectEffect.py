@@ -32,6 +32,20 @@ RADIUS, REACH, OUTSIDE = "BrushRadiusMm", "ReachMm", "PaintOutside"
 
 OUTLINE_POINTS = 36
 
+KEYS = (
+    ("N", "nextPlaceButton", "Apply, and go to the next uncertain region."),
+    ("Shift+N", "previousPlaceButton", "Apply, and go to the previous uncertain region."),
+    ("A", "applyButton", "Write the shown change into the segment, as one undo step."),
+    ("X", "takeBackButton", "Discard the last stroke."),
+    ("C", "cancelButton", "Discard all strokes."),
+    (
+        "U",
+        "uncertaintyButton",
+        "Show over the image where the AI is uncertain, or the heat map.",
+    ),
+)
+"""The keys of the buttons, and what the buttons do."""
+
 
 class EffectEditor:
     """The Segment Editor, as an effect sees it."""
@@ -216,28 +230,9 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
 
     def _add_keys(self) -> None:
         """Add keys for the buttons, which work while the effect is shown and no text field has the focus."""
-        keys = (
-            ("N", self.nextPlaceButton, _("Apply, and go to the next uncertain region.")),
-            (
-                "Shift+N",
-                self.previousPlaceButton,
-                _("Apply, and go to the previous uncertain region."),
-            ),
-            (
-                "A",
-                self.applyButton,
-                _("Write the shown change into the segment, as one undo step."),
-            ),
-            ("X", self.takeBackButton, _("Discard the last stroke.")),
-            ("C", self.cancelButton, _("Discard all strokes.")),
-            (
-                "U",
-                self.uncertaintyButton,
-                _("Show over the image where the AI is uncertain, or the heat map."),
-            ),
-        )
-        for key, button, help_text in keys:
-            button.toolTip = f"{help_text} ({key})"
+        for key, name, help_text in KEYS:
+            button = getattr(self, name)
+            button.toolTip = f"{_(help_text)} ({key})"
             _add_key(key, button, button.click)
         _add_key("O", self.outsideButton, self.onOtherKind)
 
