@@ -30,12 +30,17 @@ def label_boxes(labels: NDArray[np.integer], wanted: Sequence[int] | None = None
         values = range(1, len(found) + 1) if known is None else known.tolist()
         boxes = {value: found[value - 1] for value in values if value <= len(found)}
     else:
-        known = np.unique(labels) if known is None else known
-        known = known[known > 0]
-        rank = np.minimum(np.searchsorted(known, labels), len(known) - 1)
-        found = ndimage.find_objects(np.where(known[rank] == labels, rank + 1, 0), len(known))
-        boxes = dict(zip(known.tolist(), found, strict=True))
+        boxes = _ranked_boxes(labels, np.unique(labels) if known is None else known)
     return {value: box for value, box in boxes.items() if box is not None}
+
+
+def _ranked_boxes(labels: NDArray[np.integer], known: NDArray[np.integer]) -> dict[int, Box | None]:
+    from scipy import ndimage
+
+    known = known[known > 0]
+    rank = np.minimum(np.searchsorted(known, labels), len(known) - 1)
+    found = ndimage.find_objects(np.where(known[rank] == labels, rank + 1, 0), len(known))
+    return dict(zip(known.tolist(), found, strict=True))
 
 
 def numbered(labels: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.unsignedinteger]:

@@ -121,13 +121,16 @@ def _run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:
         code = 0  # our reader has gone (`medsegai models list | head -1`): not an error
     except OSError as error:
-        if error.errno in DISK_FULL:
-            code = not_printed(error)  # files have errors of their own: this is what was printed
-        elif error.filename is not None:
-            code = not_opened(error)
-        else:
-            raise
+        code = _system_error(error)
     return flushed(code)
+
+
+def _system_error(error: OSError) -> int:
+    if error.errno in DISK_FULL:
+        return not_printed(error)  # files have errors of their own: this is what was printed
+    if error.filename is None:
+        raise error
+    return not_opened(error)
 
 
 def flushed(code: int) -> int:

@@ -260,13 +260,8 @@ def _disk() -> Iterator[Finding]:
     folder = user_models_folder()
     if folder is None:
         cure = "Models cannot be imported: set HOME, or MEDSEGAI_MODELS to a folder of your own."
-        yield Finding(
-            "disk",
-            "models folder",
-            "none, because this user does not have a home folder",
-            Health.ADVICE,
-            cure,
-        )
+        found = "none, because this user does not have a home folder"
+        yield Finding("disk", "models folder", found, Health.ADVICE, cure)
         return
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free

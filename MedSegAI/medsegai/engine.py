@@ -58,6 +58,9 @@ REFINEMENT_SHARE = 5.0
 COARSER = 1.5
 """How many times farther apart than in the training of a model slices may be, even beyond the usual limit."""
 
+PACKAGES = ("torch", "numpy", "scipy", "openvino")
+"""The packages whose versions the provenance names."""
+
 SLAB_VOXELS = 1 << 20
 SLAB_VALUES = 1 << 25
 """Largest number of voxels of the output grid, and of voxels times classes, that are processed together."""
@@ -130,6 +133,7 @@ def _on_scan(
     structures: tuple[StructureMeasures, ...],
 ) -> SegmentationResult:
     """The result on the grid of the scan, without what is reported of the run."""
+    candidates = answer.candidates if request.candidates else None
     return SegmentationResult(
         labelmap=place.volume(answer.labelmap),
         labels=naming.labels,
@@ -138,9 +142,7 @@ def _on_scan(
         mutual_information=None if answer.information is None else place.volume(answer.information),
         probabilities=None if answer.probabilities is None else place(answer.probabilities),
         regions=None if answer.regions is None else place(answer.regions),
-        candidates=place.candidates(answer.candidates)
-        if request.candidates and answer.candidates is not None
-        else None,
+        candidates=None if candidates is None else place.candidates(candidates),
         region=request.region,
     )
 
@@ -546,18 +548,18 @@ def _model_record(card: ModelCard, members: Container[str]) -> dict[str, Any]:
     }
 
 
+def _networks_of(parts: Sequence[_PartOf], model: int) -> set[str]:
+    return {name for item in parts if item.model == model for name in item.part.networks}
+
+
 def _provenance(
     job: _SegmentationJob, cards: Sequence[ModelCard], parts: Sequence[_PartOf]
 ) -> dict[str, Any]:
-    used = [
-        {name for item in parts if item.model == number for name in item.part.networks}
-        for number in range(len(cards))
-    ]
-    packages = ("torch", "numpy", "scipy", "openvino")
+    used = [_networks_of(parts, number) for number in range(len(cards))]
     return {
         "medsegai": __version__,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages if _version(name)},
+        "packages": {name: _version(name) for name in PACKAGES if _version(name)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": job.compute.describe(),
         "options": job.request.options(),

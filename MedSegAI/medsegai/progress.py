@@ -22,6 +22,11 @@ class ProgressEvent:
 ProgressListener = Callable[[ProgressEvent], None]
 
 
+def part_of(step: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
+    """Return the step of part `number` of `count` equal parts of a job; `step` receives the share of the whole."""
+    return lambda share: step((number + share) / count)
+
+
 @dataclass
 class Progress:
     """Joins the stages of a job into one fraction, measures each stage, and raises `Cancelled`.

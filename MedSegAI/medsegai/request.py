@@ -159,6 +159,9 @@ class SegmentationRequest:
         if not 0 < self.tile_step <= 1:
             raise RequestError(f"tile-step must lie above 0 and up to 1, not {self.tile_step:g}.")
         _check_region(self.region)
+        self._check_choices()
+
+    def _check_choices(self) -> None:
         for item in request_options():
             choices = item.metadata["choices"]
             value = getattr(self, item.name)
@@ -211,16 +214,20 @@ def request_from_options(
         if name not in known:
             raise RequestError(f"Unknown option {name!r}. Known options: {', '.join(known)}.")
         default = known[name].default
-        if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-            value = tuple(value)
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if default is not MISSING and type(value) is not type(default):
-            raise RequestError(
-                f"Option {name!r} must be a {type(default).__name__}, not {value!r}."
-            )
+        value = _of_type(name, value, default)
         values[name] = value
     return SegmentationRequest(inputs, **values)
+
+
+def _of_type(name: str, value: object, default: object) -> object:
+    """A JSON value as the type of the option's default; every type is right if there is none."""
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+        value = tuple(value)
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if default is not MISSING and type(value) is not type(default):
+        raise RequestError(f"Option {name!r} must be a {type(default).__name__}, not {value!r}.")
+    return value
 
 
 @dataclass(frozen=True)

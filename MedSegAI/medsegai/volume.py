@@ -285,7 +285,10 @@ def _check_matrix(matrix: NDArray[np.float64]) -> None:
         raise GeometryError(
             "The voxel-to-world matrix has an axis of no length. Repair the image header."
         )
-    axes = matrix[:3, :3] / lengths
+    _check_axes(matrix[:3, :3] / lengths)
+
+
+def _check_axes(axes: NDArray[np.float64]) -> None:
     cosines = np.abs(axes.T @ axes - np.eye(3))
     if abs(float(np.linalg.det(axes))) < 1e-3:
         raise GeometryError(

@@ -76,17 +76,20 @@ class JointProbabilities:
             some = unsettled.reshape(-1).nonzero()[:, 0]
             for points in some.split(max(1, VALUES_AT_ONCE // len(self.labels))):
                 answers = self._answers(slab, points)
-                apart = [self.activation.entropy(answer, 0) for answer in answers]
                 mean = self._sum(answers)
-                gap = self.activation.entropy(mean, 0)
-                for entropy, weight in zip(apart, self._weights, strict=True):
-                    gap.sub_(entropy, alpha=weight)
+                gap = self._divergence(answers, mean)
                 result.view(2, -1)[1, points] = gap.clamp_(min=0.0)
                 result.view(2, -1)[0, points] = self.activation.entropy(
                     self.activation.tempered(mean, 0), 0
                 )
             self._last = slab, result
         return self._last[1]
+
+    def _divergence(self, answers: Sequence[Tensor], mean: Tensor) -> Tensor:
+        gap = self.activation.entropy(mean, 0)
+        for answer, weight in zip(answers, self._weights, strict=True):
+            gap.sub_(self.activation.entropy(answer, 0), alpha=weight)
+        return gap
 
     def _mean(self, slab: Slab, points: Tensor) -> Tensor:
         return self._sum(self._answers(slab, points))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +15,15 @@ from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.probabilities import two_best
 from medsegai.labels import Label
 from medsegai.models.refinement import Refinement
-from medsegai.progress import Progress
+from medsegai.progress import Progress, part_of
 from medsegai.refinements import Draft, Refined, Step, apply_refinement
 from medsegai.refinements._overlapping import Regions, apply_to_regions
 from medsegai.request import Candidates, SegmentationRequest, StructureMeasures
 from medsegai.volume import Geometry, Volume
+
+NOTHING_FOUND = (
+    "No structure was found. Check that the image is of the kind that the model was made for."
+)
 
 
 class ResultBuilder:
@@ -69,14 +74,7 @@ class ResultBuilder:
         probabilities, axes = self._ensemble.probabilities, self._ensemble.axes
         labels = self._add_labels(slab)
         if self.probabilities is not None or self.regions is not None:
-            values = probabilities.read(slab)[1:].cpu().numpy()
-            by_planes = (0, *(1 + axis for axis in axes))
-            if self.probabilities is not None:
-                self.probabilities.transpose(by_planes)[:, slab.planes] = values
-            if self.regions is not None:
-                self.regions.transpose(by_planes)[:, slab.planes] = values > 0.5
-            if self._steps is not None:
-                self._steps.transpose(by_planes)[:, slab.planes] = np.rint(255 * values)
+            self._add_values(slab)
         if self.entropy is not None and self._agreement is not None:
             entropy = probabilities.entropy(slab).cpu().numpy()
             self.entropy.transpose(axes)[slab.planes] = entropy
@@ -87,6 +85,16 @@ class ResultBuilder:
             )
             information = self._read_information(slab)
             self._agreement.add(members, labels, entropy, information)
+
+    def _add_values(self, slab: Slab) -> None:
+        values = self._ensemble.probabilities.read(slab)[1:].cpu().numpy()
+        by_planes = (0, *(1 + axis for axis in self._ensemble.axes))
+        if self.probabilities is not None:
+            self.probabilities.transpose(by_planes)[:, slab.planes] = values
+        if self.regions is not None:
+            self.regions.transpose(by_planes)[:, slab.planes] = values > 0.5
+        if self._steps is not None:
+            self._steps.transpose(by_planes)[:, slab.planes] = np.rint(255 * values)
 
     def _add_labels(self, slab: Slab) -> NDArray[np.integer]:
         """Fill a slab of the label map, and of the candidates where they are wanted."""
@@ -122,20 +130,16 @@ class ResultBuilder:
         """
         progress.step("refine", 0, 1)
         changes: list[dict[str, Any]] = []
+        whole = functools.partial(progress.step, "refine", total=1.0)
         for number, refinement in enumerate(refinements):
-
-            def step(part: float, done: int = number) -> None:
-                progress.step("refine", done + part, len(refinements))
-
+            step = part_of(whole, number, len(refinements))
             refined = self._refined(refinement, image, step)
             suggested = number < len(refinements) - self._asked
             tell = refined.losses if suggested else refined.words
             self.warnings += tell(refinement.name)
             changes.append(refined.to_dict(refinement))
         if not self.labelmap.any():
-            self.warnings.append(
-                "No structure was found. Check that the image is of the kind that the model was made for."
-            )
+            self.warnings.append(NOTHING_FOUND)
         progress.step("refine", 1, 1)
         return changes
 
@@ -162,12 +166,7 @@ class ResultBuilder:
         def measures(label: Label) -> dict[str, Any]:
             return {} if self._agreement is None else dict(self._agreement.measures(label.value))
 
-        count = int(self._values.max()) + 1
-        counts = np.zeros(count, np.int64)
-        for plane in self.labelmap:  # bincount makes 64 bits of each voxel
-            counts += np.bincount(plane.ravel(), minlength=count)
-        if self.regions is not None:
-            counts[[label.value for label in self._labels]] = self.regions.sum((1, 2, 3))
+        counts = self._counts()
         return tuple(
             StructureMeasures(
                 label,
@@ -177,6 +176,16 @@ class ResultBuilder:
             )
             for label in self._labels
         )
+
+    def _counts(self) -> NDArray[np.int64]:
+        """The voxels of each label value."""
+        count = int(self._values.max()) + 1
+        counts = np.zeros(count, np.int64)
+        for plane in self.labelmap:  # bincount makes 64 bits of each voxel
+            counts += np.bincount(plane.ravel(), minlength=count)
+        if self.regions is not None:
+            counts[[label.value for label in self._labels]] = self.regions.sum((1, 2, 3))
+        return counts
 
 
 def _no_candidates(shape: tuple[int, int, int], kind: type[np.unsignedinteger[Any]]) -> Candidates:

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from medsegai.labels import Label
 from medsegai.request import SegmentationResult
+from medsegai.volume import Box, Geometry
 
 TOUCHING = np.ones((3, 3, 3), bool)
 """The neighbourhood (k, j, i) of a voxel: voxels that share a face, an edge or a corner are connected."""
@@ -95,17 +96,24 @@ def _places(
     for number, box in enumerate(ndimage.find_objects(regions, count), start=1):
         mask = regions[box] == number
         voxels = int(mask.sum())
-        middle = [
-            float(at.mean()) + part.start for at, part in zip(np.nonzero(mask), box, strict=True)
-        ]
-        r, a, s = (grid.ijk_to_ras @ [middle[2], middle[1], middle[0], 1.0])[:3]
-        values = None if probability is None else probability[box][mask]
         yield SuspiciousPlace(
             label,
             voxels,
             voxels * pixel_mm2 if flat and labelmap.size_known else None,
             None if flat else voxels * grid.voxel_volume_ml,
-            None if values is None else float(values.max()),
-            None if values is None else float(values.mean()),
-            (float(r), float(a), float(s)),
+            *_highest_and_mean(None if probability is None else probability[box][mask]),
+            _middle(mask, box, grid),
         )
+
+
+def _highest_and_mean(
+    values: NDArray[np.floating] | None,
+) -> tuple[float | None, float | None]:
+    return (None, None) if values is None else (float(values.max()), float(values.mean()))
+
+
+def _middle(mask: NDArray[np.bool_], box: Box, grid: Geometry) -> tuple[float, float, float]:
+    places = zip(np.nonzero(mask), box, strict=True)
+    k, j, i = (float(at.mean()) + part.start for at, part in places)
+    r, a, s = (grid.ijk_to_ras @ [i, j, k, 1.0])[:3]
+    return float(r), float(a), float(s)

@@ -57,7 +57,6 @@ def conform(volume: Volume, geometry: Geometry, antialias: bool) -> NDArray[np.f
         offset,
         output_shape=geometry.shape,
         order=1,
-        mode="constant",
         cval=float(voxels.min()),
     )
 

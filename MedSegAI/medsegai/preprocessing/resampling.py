@@ -286,12 +286,7 @@ def _spline(image: Tensor, result: Tensor, orders: tuple[int, int], clip_planes:
     if image.shape[1:] != result.shape[1:]:
         same = len(image) == len(result)
         planes = result if same else image.new_empty((len(image), *result.shape[1:]))
-        at_once = max(VOXELS_AT_ONCE // image[0].numel(), 1)
-        for some in _parts(len(image), at_once):
-            _spline_planes(image[some], planes[some], order)
-            if clip_planes and order > 1:
-                low, high = image[some].amin((1, 2), True), image[some].amax((1, 2), True)
-                planes[some].clamp_(low, high)
+        _within_planes(image, planes, order, clip_planes)
         if same:
             return
     if order_k == 0:
@@ -299,6 +294,14 @@ def _spline(image: Tensor, result: Tensor, orders: tuple[int, int], clip_planes:
         torch.index_select(planes, 0, index.to(image.device), out=result)
     else:
         _along_rows(planes.flatten(1)[None], result.flatten(1)[None], order_k)
+
+
+def _within_planes(image: Tensor, result: Tensor, order: int, clip: bool) -> None:
+    for some in _parts(len(image), max(VOXELS_AT_ONCE // image[0].numel(), 1)):
+        _spline_planes(image[some], result[some], order)
+        if clip and order > 1:
+            low, high = image[some].amin((1, 2), True), image[some].amax((1, 2), True)
+            result[some].clamp_(low, high)
 
 
 def _spline_planes(image: Tensor, result: Tensor, order: int) -> None:
@@ -333,11 +336,7 @@ def _interpolated_labels(
     """Return the label with most weight by `_interpolated`, compared in float16 as nnU-Net does; of equals, the
     lowest.
     """
-    if settings.get("memefficient_seg_resampling"):
-        raise ModelError(
-            f"The model resamples labels by {TORCH} with memefficient_seg_resampling, which "
-            "MedSegAI does not support. Use a model whose plans leave that out."
-        )
+    _check_memory_option(settings)
     present = np.unique(labels)
     in_planes = [labels.shape[n] if n == axis else size for n, size in enumerate(shape)]
     best = torch.full(in_planes, -1.0, dtype=torch.float16)
@@ -352,6 +351,14 @@ def _interpolated_labels(
     return np.asarray(present[chosen.long().numpy()])
 
 
+def _check_memory_option(settings: Settings) -> None:
+    if settings.get("memefficient_seg_resampling"):
+        raise ModelError(
+            f"The model resamples labels by {TORCH} with memefficient_seg_resampling, which "
+            "MedSegAI does not support. Use a model whose plans leave that out."
+        )
+
+
 def _nearest_labels(labels: NDArray[np.integer], shape: Sequence[int]) -> NDArray[np.integer]:
     index = [nearest(size, new) for size, new in zip(labels.shape, shape, strict=True)]
     return np.asarray(labels[np.ix_(*index)])
@@ -363,14 +370,12 @@ def _majority_labels(labels: NDArray[np.integer], shape: Sequence[int]) -> NDArr
     Nothing is computed where these eight agree. Elsewhere products and sums are taken in scipy's order, so that
     labels that weigh the same there weigh the same here.
     """
-    position = [
-        np.clip(coordinates(size, new), 0, size - 1)
-        for size, new in zip(labels.shape, shape, strict=True)
-    ]
+    pairs = list(zip(labels.shape, shape, strict=True))
+    position = [np.clip(coordinates(size, new), 0, size - 1) for size, new in pairs]
     base = [np.floor(along).astype(np.intp) for along in position]
     result = np.asarray(labels[np.ix_(*base)])
     unsure = np.nonzero(~_unanimous(labels)[np.ix_(*base)])
-    close = [nearest(size, new) for size, new in zip(labels.shape, shape, strict=True)]
+    close = [nearest(size, new) for size, new in pairs]
     for some in _parts(len(unsure[0]), POINTS_AT_ONCE):
         points = [along[some] for along in unsure]
         low = [base[axis][points[axis]] for axis in range(3)]

@@ -36,10 +36,15 @@ def tile_starts(shape: Sequence[int], patch: Sequence[int], step: float = 0.5) -
     for size, tile in zip(shape[flat:], patch, strict=True):
         if size < tile:
             raise ValueError(f"an image of {tuple(shape)} is smaller than tiles of {tuple(patch)}")
-        steps = math.ceil((size - tile) / (tile * step))
-        stride = (size - tile) / max(steps, 1)
-        starts.append([round(stride * number) for number in range(steps + 1)])
+        starts.append(_spread(size - tile, tile * step))
     return tuple(starts)
+
+
+def _spread(length: int, distance: float) -> list[int]:
+    """Return numbers from 0 to `length`, evenly spaced by at most `distance`."""
+    steps = math.ceil(length / distance)
+    stride = length / max(steps, 1)
+    return [round(stride * number) for number in range(steps + 1)]
 
 
 @lru_cache(maxsize=4)
@@ -69,13 +74,10 @@ def padded(voxels: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[slice, .
         The padded image (the same tensor where nothing is missing) and the slices (k, j, i) that hold `voxels`.
     """
     missing = [0] * (voxels.ndim - len(patch))
-    missing += [
-        max(tile - size, 0) for size, tile in zip(voxels.shape[-len(patch) :], patch, strict=True)
-    ]
-    inside = tuple(
-        slice(lack // 2, lack // 2 + size)
-        for size, lack in zip(voxels.shape[1:], missing[1:], strict=True)
-    )
+    pairs = zip(voxels.shape[-len(patch) :], patch, strict=True)
+    missing += [max(tile - size, 0) for size, tile in pairs]
+    sides = zip(voxels.shape[1:], missing[1:], strict=True)
+    inside = tuple(slice(lack // 2, lack // 2 + size) for size, lack in sides)
     if not any(missing):
         return voxels, inside
     margins = [side for lack in reversed(missing) for side in (lack // 2, lack - lack // 2)]

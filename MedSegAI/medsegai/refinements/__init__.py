@@ -141,13 +141,8 @@ class Refined:
         changes, left = [], label_boxes(labels)
         for value in np.union1d(old, new):
             if value:
-                lost, gained = old == value, new == value
-                middle = [*ijk[:, lost | gained].mean(1), 1.0]
-                r, a, s = (geometry.ijk_to_ras @ middle)[:3].tolist()
-                counts = int(lost.sum()), int(gained.sum())
-                ml = sum(counts) * geometry.voxel_volume_ml
-                label = draft.label(int(value))
-                changes.append(Change(label, *counts, ml, (r, a, s), label.value not in left))
+                places_of = (ijk[:, old == value], ijk[:, new == value])
+                changes.append(_change(draft, int(value), *places_of, int(value) not in left))
         changes.sort(key=lambda change: -change.ml)
         ml = len(places) * geometry.voxel_volume_ml
         return cls(labels, tuple(changes), len(places), ml, tuple(notes))
@@ -183,6 +178,18 @@ class Refined:
             "structures": [change.to_dict() for change in self.changes],
             "notes": list(self.notes),
         }
+
+
+def _change(
+    draft: Draft, value: int, lost: NDArray[np.int64], gained: NDArray[np.int64], gone: bool
+) -> Change:
+    """Describe the change of a label, from the voxels (i, j, k) that it lost and gained."""
+    geometry = draft.labelmap.geometry
+    counts = lost.shape[1], gained.shape[1]
+    middle = [*np.concatenate([lost, gained], 1).mean(1), 1.0]
+    r, a, s = (geometry.ijk_to_ras @ middle)[:3].tolist()
+    ml = sum(counts) * geometry.voxel_volume_ml
+    return Change(draft.label(value), *counts, ml, (r, a, s), gone)
 
 
 def refinement_names() -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medsegai.labels import Label
 from medsegai.models.refinement import Refinement
+from medsegai.progress import part_of
 from medsegai.refinements import Change, Draft, Refined, Step, apply_refinement, options_of
 from medsegai.request import Candidates
 from medsegai.volume import Geometry, Volume
@@ -64,10 +65,7 @@ def apply_to_regions(
     masks, notes = regions.masks.copy(), list[str]()
     groups = list(_groups(refinement, [label.value for label in regions.labels]))
     for number, group in enumerate(groups):
-
-        def part(done: float, before: int = number) -> None:
-            step((before + done) / len(groups))
-
+        part = part_of(step, number, len(groups))
         draft = regions.draft(masks, group)
         refined = apply_refinement(draft, _alone(refinement, draft.labels[0].value), part)
         notes += refined.notes

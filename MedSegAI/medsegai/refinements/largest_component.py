@@ -51,8 +51,6 @@ def keep_largest(
     voxels: NDArray[np.integer], groups: Sequence[Sequence[int]]
 ) -> tuple[NDArray[np.integer], int]:
     """The labels (k, j, i) with only the largest component of each group, and the number of removed voxels."""
-    from scipy import ndimage
-
     result, removed = voxels, 0
     boxes = label_boxes(voxels)
     for group in groups:
@@ -61,11 +59,18 @@ def keep_largest(
             continue
         box = joined_box(there)
         mask = np.isin(result[box], group)
-        components, count = ndimage.label(mask, np.ones((3, 3, 3)))
-        if count > 1:
-            sizes = np.bincount(components.ravel())
-            rest = mask & (components != 1 + sizes[1:].argmax())
+        rest = _besides_largest(mask)
+        if rest.any():
             result = voxels.copy() if result is voxels else result
             result[box][rest] = 0
             removed += int(rest.sum())
     return result, removed
+
+
+def _besides_largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    from scipy import ndimage
+
+    components, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(components.ravel())
+    rest: NDArray[np.bool_] = mask & (components != 1 + sizes[1:].argmax())
+    return rest

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from medsegai.boxes import grown, label_boxes
 from medsegai.errors import Cancelled, RequestError
+from medsegai.progress import part_of
 from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._components import Tick, components
 from medsegai.refinements._freed import give_away, give_to_runner_up, restore_gone
@@ -140,20 +141,16 @@ def _refined(draft: Draft, options: Options, step: Step) -> tuple[NDArray[np.int
     pieces = _pieces(labels, list(found), reach, lambda: step(0.0))
     claims = _Claims(before.shape)
     for number, (value, around) in enumerate(pieces):
-
-        def part(done: float, first: int = number) -> None:
-            step((first + done) / len(pieces))
-
+        part = part_of(step, number, len(pieces))
         part(0.0)
         claims.add(value, around, *_moved(draft, options, value, around, free, part))
     left = claims.settle(labels)
     if draft.candidates is not None:
         left = left[~_to_free_runner_up(labels, left, draft, free)]
     give_away(labels, left, free)
-    small = [
-        draft.label(value).name for value in sorted(set(found) - {value for value, _ in pieces})
-    ]
-    notes = [f"Too small for a level set, and left as it was: {', '.join(small)}."] if small else []
+    left_out = sorted(set(found) - {value for value, _ in pieces})
+    small = ", ".join(draft.label(value).name for value in left_out)
+    notes = [f"Too small for a level set, and left as it was: {small}."] if small else []
     return labels, [*notes, *restore_gone(draft, labels, found)]
 
 
@@ -168,18 +165,15 @@ def _pieces(
     parts = components(labels, np.array(wanted, np.int64), CONNECTIVITY, tick)
     large = parts.size >= SMALLEST_VOXELS
     pieces: list[tuple[int, Box]] = []
-    for value, box in zip(
-        parts.value[large].tolist(), parts.boxes(large, labels.shape), strict=True
-    ):
+    boxes = parts.boxes(large, labels.shape)
+    for value, box in zip(parts.value[large].tolist(), boxes, strict=True):
         box = grown(box, reach, labels.shape)
         while shared := [item for item in pieces if item[0] == value and _meet(item[1], box)]:
             box = joined_box([box, *(other for _, other in shared)])
             pieces = [item for item in pieces if item not in shared]
         pieces.append((value, box))
-    return sorted(
-        (piece for piece in pieces if _fits(labels[piece[1]] == piece[0])),
-        key=lambda piece: (piece[0], [side.start for side in piece[1]]),
-    )
+    fitting = [piece for piece in pieces if _fits(labels[piece[1]] == piece[0])]
+    return sorted(fitting, key=lambda piece: (piece[0], [side.start for side in piece[1]]))
 
 
 def _meet(one: Box, other: Box) -> bool:
@@ -235,8 +229,6 @@ def _geodesic(
     start: NDArray[np.float32],
     step: Step,
 ) -> NDArray[np.float32]:
-    import SimpleITK as sitk
-
     near = np.abs(start) <= options.move_mm
     assert draft.image is not None
     edges = _edges(draft, draft.image.voxels[box], options, near)
@@ -245,10 +237,18 @@ def _geodesic(
         probability = _probability(draft, value, box)
         edges += options.probability * _edges(draft, probability, options, near)
         step(0.0)
+    return _run(
+        _contour(options), draft, options, (start, (1 / (1 + edges)).astype(np.float32)), step
+    )
+
+
+def _contour(options: Options) -> Any:
+    import SimpleITK as sitk
+
     contour = sitk.GeodesicActiveContourLevelSetImageFilter()
     contour.SetPropagationScaling(options.propagation)
     contour.SetAdvectionScaling(options.advection)
-    return _run(contour, draft, options, (start, (1 / (1 + edges)).astype(np.float32)), step)
+    return contour
 
 
 def _threshold(

@@ -70,20 +70,22 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
     region = grown(joined_box(found[value] for value in named), near, before.shape)
     free = near_borders(before[region], near) & np.isin(before[region], [0, *named])
     rivals = _Rivals(flat_indices(free, region, before.shape), named)
-    bricks = rivals.by_bricks(before.shape) if len(rivals.places) else []
-    for number, (brick, rows) in enumerate(bricks):
-        step(0.8 * number / len(bricks))
-        _compare(rivals, before, brick, rows, sigmas)
+    _compete(rivals, before, sigmas, step)
     labels = np.array(before, order="C")
     old = np.searchsorted([0, *named], labels.reshape(-1)[rivals.places])
-    ranks = rivals.balanced(
-        old,
-        _tolerances(before, {value: found[value] for value in named}),
-        options.keep_volume,
-        step,
-    )
+    tolerances = _tolerances(before, {value: found[value] for value in named})
+    ranks = rivals.balanced(old, tolerances, options.keep_volume, step)
     labels.reshape(-1)[rivals.places] = np.array([0, *named], before.dtype)[ranks]
     return Refined.of(draft, labels, restore_gone(draft, labels, found))
+
+
+def _compete(
+    rivals: _Rivals, labels: NDArray[np.integer], sigmas: Sequence[float], step: Step
+) -> None:
+    bricks = rivals.by_bricks(labels.shape) if len(rivals.places) else []
+    for number, (brick, rows) in enumerate(bricks):
+        step(0.8 * number / len(bricks))
+        _compare(rivals, labels, brick, rows, sigmas)
 
 
 def _tolerances(labels: NDArray[np.integer], named: dict[int, Box]) -> NDArray[np.float64]:

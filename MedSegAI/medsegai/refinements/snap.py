@@ -19,6 +19,7 @@ from medsegai.refinements import Draft, Refined, Step
 from medsegai.refinements._freed import neighbours, restore_gone
 from medsegai.refinements._places import flat_indices, margin, near_borders, spacing_kji
 from medsegai.refinements._settings import labels_setting, setting
+from medsegai.request import Candidates
 from medsegai.volume import Volume, joined_box
 
 TITLE = "Snap doubtful borders"
@@ -73,14 +74,20 @@ def apply(draft: Draft, options: Options, step: Step) -> Refined:
     graph = _Graph(_doubtful(draft, labels, shell, free, options.doubt), labels)
     step(0.2)
     graph.connect(draft.image, options.contrast)
+    share = _shares(graph, options.prior, step)
+    doubt = graph.doubt
+    labels.reshape(-1)[doubt.places] = np.where(share[1] > share[0], doubt.other, doubt.own)
+    return Refined.of(draft, labels, restore_gone(draft, labels, found))
+
+
+def _shares(graph: _Graph, prior: float, step: Step) -> NDArray[np.float32]:
+    """The probabilities (own and other label, place) that a walker reaches these labels first."""
     values = graph.values()
     share = np.zeros((2, len(graph.doubt.places)), np.float32)
     for number, value in enumerate(values):
         step(0.3 + 0.7 * number / len(values))
-        graph.walk(value, options.prior, share, step)
-    doubt = graph.doubt
-    labels.reshape(-1)[doubt.places] = np.where(share[1] > share[0], doubt.other, doubt.own)
-    return Refined.of(draft, labels, restore_gone(draft, labels, found))
+        graph.walk(value, prior, share, step)
+    return share
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,19 +116,27 @@ def _doubtful(
         p_other = 1 - p_own
         doubtful = other >= 0
     else:
-        first, second, p_first, p_second = (
-            array.reshape(-1)[shell] for array in vars(draft.candidates).values()
-        )
-        swapped = (own == second) & (own != first)
-        other = np.where(swapped, first, second).astype(np.int64)
-        p_own, p_other = (
-            np.where(swapped, a, b).astype(np.float32) / np.float32(255)
-            for a, b in ((p_second, p_first), (p_first, p_second))
-        )
-        doubtful = ((own == first) | swapped) & (own != other) & (np.minimum(p_own, p_other) > 0)
-        doubtful &= p_other >= least
+        other, p_own, p_other = _candidates_of(own, shell, draft.candidates)
+        doubtful = (other >= 0) & (np.minimum(p_own, p_other) > 0) & (p_other >= least)
     chosen = doubtful & np.isin(own, free) & np.isin(other, free)
     return _Doubt(shell[chosen], own[chosen], other[chosen], p_own[chosen], p_other[chosen])
+
+
+def _candidates_of(
+    own: NDArray[np.int64], shell: NDArray[np.int64], candidates: Candidates
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+    """The other candidate of each voxel, -1 if its label is not a candidate, and both probabilities."""
+    first, second, p_first, p_second = (
+        array.reshape(-1)[shell] for array in vars(candidates).values()
+    )
+    swapped = (own == second) & (own != first)
+    other = np.where(swapped, first, second).astype(np.int64)
+    p_own, p_other = (
+        np.where(swapped, a, b).astype(np.float32) / np.float32(255)
+        for a, b in ((p_second, p_first), (p_first, p_second))
+    )
+    known = ((own == first) | swapped) & (own != other)
+    return np.where(known, other, -1), p_own, p_other
 
 
 def _neighbour_label(

@@ -16,6 +16,7 @@ import os
 import platform
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
@@ -154,11 +155,18 @@ def _deny_calls(libc: ctypes.CDLL) -> bool:
         return False
     processor, seccomp, *denied_calls = _DENIED[platform.machine()]
     calls = [*denied_calls[0], *denied_calls[1]]
-    # Each jump has the number of steps to skip.
+    program = _filter(processor, calls)
+    packed = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
+    described = struct.pack("=H6xQ", len(program), ctypes.addressof(packed))
+    return bool(libc.syscall(seccomp, 1, 1, described) == 0)
+
+
+def _filter(processor: int, calls: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Return the steps of a filter that denies calls; each jump has the number of steps to skip."""
     load, if_equal, if_at_least, give = 0x20, 0x15, 0x35, 0x06
     denied, allowed = 0x00050001, 0x7FFF0000
     deny = len(calls) + 5  # the last step
-    program = [
+    return [
         (load, 0, 0, 4),  # the processor of the call
         (if_equal, 0, deny - 2, processor),
         (load, 0, 0, 0),  # the number of the call
@@ -167,6 +175,3 @@ def _deny_calls(libc: ctypes.CDLL) -> bool:
         (give, 0, 0, allowed),
         (give, 0, 0, denied),
     ]
-    packed = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
-    described = struct.pack("=H6xQ", len(program), ctypes.addressof(packed))
-    return bool(libc.syscall(seccomp, 1, 1, described) == 0)

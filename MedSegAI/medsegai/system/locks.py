@@ -51,6 +51,14 @@ def reserved(paths: Iterable[Path]) -> Iterator[None]:
         yield
 
 
+def _busy(path: Path, file: IO[str]) -> OutputError:
+    file.seek(0)
+    return OutputError(
+        f"{path} is being written by another run of MedSegAI (process "
+        f"{file.read(20).strip()}). Wait until it ends, or name another path."
+    )
+
+
 def _locked(path: Path, lock: Path) -> IO[str]:
     while True:  # again if its last owner removed it meanwhile
         file = lock.open("a+", encoding="ascii", errors="replace")
@@ -58,11 +66,7 @@ def _locked(path: Path, lock: Path) -> IO[str]:
             closing.callback(file.close)
             try:
                 if not try_lock(file):
-                    file.seek(0)
-                    raise OutputError(
-                        f"{path} is being written by another run of MedSegAI (process "
-                        f"{file.read(20).strip()}). Wait until it ends, or name another path."
-                    )
+                    raise _busy(path, file)
                 if os.path.exists(lock) and os.path.samestat(
                     os.stat(lock), os.fstat(file.fileno())
                 ):

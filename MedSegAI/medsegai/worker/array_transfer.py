@@ -198,9 +198,8 @@ def blocks(folder: Path) -> Iterator[dict[str, Any]]:
                     travel = {"first": first, "done": done, "total": total}
                     yield {"name": file.name, "data": data, **travel}
     except OSError as error:
-        raise OutputError(
-            f"The temporary files in {folder} cannot be read: {error.strerror}."
-        ) from error
+        text = f"The temporary files in {folder} cannot be read: {error.strerror}."
+        raise OutputError(text) from error
 
 
 def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
@@ -211,18 +210,29 @@ def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
         OutputError: the file cannot be written.
     """
     path = file_in(folder, message["name"])
+    block = _unpacked(message["data"])
+    travel = Travel(_count(message["done"]), _count(message["total"]))
+    _append(path, block, _count(message.get("first")))
+    return travel
+
+
+def _unpacked(data: str) -> bytes:
     try:
-        packed = base64.b64decode(message["data"], validate=True)
+        packed = base64.b64decode(data, validate=True)
         reader = zlib.decompressobj()
         block = reader.decompress(packed, BLOCK_BYTES + 1)  # one more byte to reach the end
     except (binascii.Error, zlib.error, TypeError, ValueError) as error:
         raise WorkerError(f"An array arrived damaged through the pipe: {error}.") from error
     if not reader.eof:
         raise WorkerError("An array arrived damaged through the pipe: a block does not end.")
-    travel = Travel(_count(message["done"]), _count(message["total"]))
+    return block
+
+
+def _append(path: Path, block: bytes, first: int) -> None:
+    """Add a block to a file, which must have `first` bytes until then."""
     try:
         here = path.stat().st_size if path.exists() else 0
-        if _count(message.get("first")) != here:
+        if first != here:
             raise WorkerError(
                 "An array arrived damaged through the pipe: a block is missing, or arrived twice."
             )
@@ -233,7 +243,6 @@ def take_block(message: Mapping[str, Any], folder: Path) -> Travel:
             f"The temporary file {path} cannot be written: {error.strerror}. Free space on that disk, or "
             "choose another temporary folder."
         ) from error
-    return travel
 
 
 def _count(number: object) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from medsegai.boxes import label_boxes
 from medsegai.errors import counted
-from medsegai.progress import Progress
+from medsegai.progress import Progress, part_of
 from medsegai.refinements import Draft, Refined, apply_refinement
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.requests import RefinementRequest, RefinementResult
@@ -31,11 +32,9 @@ def refine(request: RefinementRequest, progress: Progress) -> RefinementResult:
     progress.step("refine", 0, 1)
     labelmap, words, report = request.labelmap, list[str](), list[dict[str, Any]]()
     image = None if request.image is None else on_grid(request.image, labelmap.geometry)
+    whole = functools.partial(progress.step, "refine", total=1.0)
     for number, refinement in enumerate(request.refinements):
-
-        def step(part: float, done: int = number) -> None:
-            progress.step("refine", done + part, len(request.refinements))
-
+        step = part_of(whole, number, len(request.refinements))
         draft = Draft(labelmap, request.labels, image, request.candidates)
         refined = _without(draft, apply_refinement(draft, refinement, step), request.fixed)
         words += refined.words(refinement.name)
