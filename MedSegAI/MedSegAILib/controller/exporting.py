@@ -115,17 +115,20 @@ class Exporting:
 
         def again(error: MedSegAIError) -> bool:
             """Whether the user was asked, so that the error is dealt with."""
-            if not isinstance(error, OutputExistsError) or overwrite:
-                return False
-            if self._context.host.confirm(_(REPLACE).format(folder=choice.folder)):
+            asks = isinstance(error, OutputExistsError) and not overwrite
+            if asks and self._may_replace(choice):
                 self._export(node, choice, series, True)
-            else:
-                self._context.panel.show_message(_("Nothing was written."))
-            return True
+            return asks
 
         title = _("{name}: export").format(name=node.GetName())
         needs_export = bool({"seg", "surfaces"} & {*choice.parts})
         self._run(title, read, told, again, needs_export)
+
+    def _may_replace(self, choice: ExportChoice) -> bool:
+        agreed = self._context.host.confirm(_(REPLACE).format(folder=choice.folder))
+        if not agreed:
+            self._context.panel.show_message(_("Nothing was written."))
+        return agreed
 
     def _run(
         self,

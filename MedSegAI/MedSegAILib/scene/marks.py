@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import slicer
 
 from MedSegAILib.scene.layers import labelmap_name
+from MedSegAILib.scene.nodes import modifying
 from MedSegAILib.slicer_types import MRMLScene, Node, QtValue, Segment, VTKObject
 
 Color = tuple[float, float, float]
@@ -57,13 +58,12 @@ class Marks:
         """
         self.prepare()
         self._node.SetAndObserveTransformNodeID(transform_id)
-        was_modifying = self._node.StartModify()
-        for name, image in images.items():
-            segment = self._node.GetSegmentation().GetSegment(name)
-            segment.RemoveRepresentation(labelmap_name())
-            segment.AddRepresentation(labelmap_name(), image)
-            segment.SetLabelValue(1)
-        self._node.EndModify(was_modifying)
+        with modifying(self._node):
+            for name, image in images.items():
+                segment = self._node.GetSegmentation().GetSegment(name)
+                segment.RemoveRepresentation(labelmap_name())
+                segment.AddRepresentation(labelmap_name(), image)
+                segment.SetLabelValue(1)
         self._node.Modified()
 
     def clear(self) -> None:

@@ -33,6 +33,7 @@ from MedSegAILib.scene.layers import (
     oriented_image,
 )
 from MedSegAILib.scene.matching import match
+from MedSegAILib.scene.nodes import modifying
 from MedSegAILib.scene.review import is_locked
 from MedSegAILib.scene.segments import (
     new_segment,
@@ -156,11 +157,8 @@ def carry_out(segmentation: SegmentationNode, plan: Plan, source: VolumeNode) ->
     if not segmentation.GetSegmentation().GetNumberOfSegments():
         _begin(segmentation, source)
     had_surfaces, give_back = has_surfaces(segmentation), keep(segmentation)
-    was_modifying = segmentation.StartModify()
-    try:
+    with modifying(segmentation):
         _fill_segments(segmentation.GetSegmentation(), plan, images)
-    finally:
-        segmentation.EndModify(was_modifying)
     for image, _layer in images:
         image.Modified()  # this notifies the views
     if had_surfaces:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from MedSegAILib.slicer_types import MRMLScene, Node
 
 
 def nodes_of(scene: MRMLScene, kind: str) -> list[Node]:
     """Return all nodes of a class. (`slicer.util.getNodesByClass` always uses the application's scene.)"""
     return [scene.GetNthNodeByClass(n, kind) for n in range(scene.GetNumberOfNodesByClass(kind))]
+
+
+@contextlib.contextmanager
+def modifying(node: Node) -> Iterator[None]:
+    """Join the events of all changes of a node within the block to one."""
+    before = node.StartModify()
+    try:
+        yield
+    finally:
+        node.EndModify(before)
 
 
 def remove(scene: MRMLScene, node: Node) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import slicer
 import vtk
 
+from MedSegAILib.scene.nodes import modifying
 from MedSegAILib.slicer_types import MRMLScene, Node, TableNode, VTKObject
 
 CHART_REFERENCE = "MedSegAI.chart"
@@ -43,20 +44,19 @@ def show_bars(scene: MRMLScene, table: TableNode, bars: Sequence[Bar], title: st
     if chart is None:
         chart = scene.AddNewNodeByClass("vtkMRMLPlotChartNode", table.GetName())
         table.SetNodeReferenceID(CHART_REFERENCE, chart.GetID())
-    was_modifying = chart.StartModify()
-    _remove_series(scene, chart)
-    values = _values(scene, table, bars)
-    for number, bar in enumerate(bars):
-        series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", bar.name)
-        series.SetAndObserveTableNodeID(values.GetID())
-        series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
-        series.SetYColumnName(str(number))
-        series.SetColor(*bar.color)
-        chart.AddAndObservePlotSeriesNodeID(series.GetID())
-    chart.SetTitle(table.GetName())
-    chart.SetYAxisTitle(title)
-    chart.SetLegendVisibility(True)
-    chart.EndModify(was_modifying)
+    with modifying(chart):
+        _remove_series(scene, chart)
+        values = _values(scene, table, bars)
+        for number, bar in enumerate(bars):
+            series = scene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", bar.name)
+            series.SetAndObserveTableNodeID(values.GetID())
+            series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeBar)
+            series.SetYColumnName(str(number))
+            series.SetColor(*bar.color)
+            chart.AddAndObservePlotSeriesNodeID(series.GetID())
+        chart.SetTitle(table.GetName())
+        chart.SetYAxisTitle(title)
+        chart.SetLegendVisibility(True)
     return chart
 
 

@@ -27,6 +27,7 @@ from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
 from MedSegAILib.scene.layers import Layer, boxes, layers_of, on_grid
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.merging import place_in
+from MedSegAILib.scene.nodes import modifying
 from MedSegAILib.scene.plotting import Bar, show_bars
 from MedSegAILib.scene.review import review_state
 from MedSegAILib.scene.segments import digests, label_value, measures_of, painted
@@ -106,16 +107,15 @@ def table(scene: MRMLScene, segmentation: SegmentationNode, found: list[Row]) ->
         name = scene.GenerateUniqueName(f"{segmentation.GetName()} statistics")
         node = scene.AddNewNodeByClass("vtkMRMLTableNode", name)
         segmentation.SetNodeReferenceID(TABLE_REFERENCE, node.GetID())
-    was_modifying = node.StartModify()
-    node.RemoveAllColumns()
-    for column, heading in HEADINGS.items():
-        values: Any = vtk.vtkStringArray() if column in TEXTS else vtk.vtkDoubleArray()
-        values.SetName(heading)
-        for row in found:
-            values.InsertNextValue(row[column])
-        node.AddColumn(values)
-    node.SetUseColumnTitleAsColumnHeader(True)
-    node.EndModify(was_modifying)
+    with modifying(node):
+        node.RemoveAllColumns()
+        for column, heading in HEADINGS.items():
+            values: Any = vtk.vtkStringArray() if column in TEXTS else vtk.vtkDoubleArray()
+            values.SetName(heading)
+            for row in found:
+                values.InsertNextValue(row[column])
+            node.AddColumn(values)
+        node.SetUseColumnTitleAsColumnHeader(True)
     show_bars(scene, node, _bars(segmentation, found), VOLUME_COLUMN)
     return node
 

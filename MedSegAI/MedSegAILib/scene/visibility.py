@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import slicer
 
+from MedSegAILib.scene.nodes import modifying
 from MedSegAILib.scene.segments import OPACITY_3D_TAG, tag_of
 from MedSegAILib.slicer_types import Node, SegmentationNode
 
@@ -38,19 +39,17 @@ def watch(segmentation: SegmentationNode, changed: Callable[[], None]) -> Callab
 def set_shown(segmentation: SegmentationNode, segment_ids: Iterable[str], shown: bool) -> None:
     """Show or hide segments; others are not changed."""
     display = _display(segmentation)
-    was_modifying = display.StartModify()
-    for name in segment_ids:
-        display.SetSegmentVisibility(name, shown)
-    display.EndModify(was_modifying)
+    with modifying(display):
+        for name in segment_ids:
+            display.SetSegmentVisibility(name, shown)
 
 
 def show_in_3d(segmentation: SegmentationNode, segment_ids: Iterable[str], shown: bool) -> None:
     """Show or hide the surfaces of segments in 3D views; slice views are not changed."""
     display = _display(segmentation)
-    was_modifying = display.StartModify()
-    for name in segment_ids:
-        display.SetSegmentVisibility3D(name, shown)
-    display.EndModify(was_modifying)
+    with modifying(display):
+        for name in segment_ids:
+            display.SetSegmentVisibility3D(name, shown)
 
 
 def show_only(segmentation: SegmentationNode, segment_ids: Iterable[str]) -> None:
@@ -64,15 +63,14 @@ def show_only(segmentation: SegmentationNode, segment_ids: Iterable[str]) -> Non
 def show_as_the_card_says(segmentation: SegmentationNode, segment_ids: Iterable[str]) -> None:
     """Give new segments the opacity in 3D from the model's card; segments of opacity 0 are hidden there."""
     display = _display(segmentation)
-    was_modifying = display.StartModify()
-    for name in segment_ids:
-        text = tag_of(segmentation.GetSegmentation().GetSegment(name), OPACITY_3D_TAG)
-        if text:
-            display.SetSegmentVisibility3D(name, float(text) > 0)
-            display.SetSegmentOpacity3D(
-                name, float(text) or 1.0
-            )  # so that it is visible when it is shown
-    display.EndModify(was_modifying)
+    with modifying(display):
+        for name in segment_ids:
+            text = tag_of(segmentation.GetSegmentation().GetSegment(name), OPACITY_3D_TAG)
+            if text:
+                display.SetSegmentVisibility3D(name, float(text) > 0)
+                display.SetSegmentOpacity3D(
+                    name, float(text) or 1.0
+                )  # so that it is visible when it is shown
 
 
 def _display(segmentation: SegmentationNode) -> Node:

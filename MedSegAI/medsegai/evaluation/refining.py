@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -156,9 +156,8 @@ def worth(
     """
     rows = [name for name in tables[0] if name != AS_PREDICTED]
     before = np.stack([table[AS_PREDICTED] for table in tables])
-    dice, hd95, assd = _means(before)
     return [
-        Worth(AS_PREDICTED, dice, hd95, assd),
+        _unjudged(AS_PREDICTED, before),
         *(_judged(name, before, tables, changed, labels) for name in rows),
     ]
 
@@ -172,12 +171,8 @@ def _judged(
 ) -> Worth:
     after = np.stack([table[name] for table in tables])
     gains = _by_case(after)[:, 0] - _by_case(before)[:, 0]
-    dice, hd95, assd = _means(after)
-    return Worth(
-        name,
-        dice,
-        hd95,
-        assd,
+    return replace(
+        _unjudged(name, after),
         rose=int((gains > 1e-6).sum()),
         fell=int((gains < -1e-6).sum()),
         gain=float(gains.mean()),
@@ -185,6 +180,11 @@ def _judged(
         changed_ml=float(np.mean([item[name] for item in changed])),
         reason=_against(before, after, labels),
     )
+
+
+def _unjudged(name: str, figures: NDArray[np.float64]) -> Worth:
+    dice, hd95, assd = _means(figures)
+    return Worth(name, dice, hd95, assd)
 
 
 def best_of(rows: Sequence[Worth]) -> Worth | None:

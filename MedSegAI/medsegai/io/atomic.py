@@ -138,7 +138,8 @@ def output_error(path: Path, error: OSError) -> OutputError:
 def write_json(path: Path | str, data: object) -> None:
     """Write JSON values as a file in UTF-8, complete or not at all."""
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(data, indent=2, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def make_folder(folder: Path) -> None:

@@ -64,6 +64,11 @@ SERIES_FIELDS = (
 BROKEN = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
 """What a broken connection raises."""
 
+FOREIGN = (
+    "{archive} sent an image of another series, study or patient, so none was "
+    "kept. Ask its operator."
+)
+
 INVALID = (
     requests.RequestException,
     SyntaxError,  # of XML
@@ -163,10 +168,7 @@ class Archive:
             answer.raise_for_status()
             for blocks in parts(answer):
                 if not received.add(blocks):
-                    raise InputError(
-                        f"{self._url} sent an image of another series, study or patient, so none was "
-                        "kept. Ask its operator."
-                    )
+                    raise InputError(FOREIGN.format(archive=self._url))
                 step(received.count, max(promised, received.count))
         self._check_complete(received.count, promised)
         return received.count
@@ -218,14 +220,19 @@ class Archive:
                 for item in answer.get("ReferencedSOPSequence") or ()
             }
         missing = sum(str(head.SOPInstanceUID) not in stored for head in heads)
-        if failed:
+        self._check_stored(len(files), reasons, missing)
+
+    def _check_stored(self, count: int, reasons: Sequence[str], missing: int) -> None:
+        """Refuse an answer with the reasons of failed files, or without a word about others."""
+        files = counted(count, "file", "files")
+        if reasons:
             raise OutputError(
-                f"{self._url} did not accept {len(failed)} of {counted(len(files), 'file', 'files')} (reason "
+                f"{self._url} did not accept {len(reasons)} of {files} (reason "
                 f"{reasons[0]}). Ask the operator of the archive."
             )
         if missing:
             raise OutputError(
-                f"{self._url} did not confirm that it stored {missing} of {counted(len(files), 'file', 'files')}. "
+                f"{self._url} did not confirm that it stored {missing} of {files}. "
                 "See what it has with `medsegai dicomweb find --study UID`."
             )
 
@@ -261,8 +268,7 @@ def _reason(caught: BaseException) -> str:
     """Return the rest of a sentence about a request that failed, and what to do."""
     name = type(caught).__name__
     if isinstance(caught, Redirected):
-        where = caught.elsewhere
-        return f": it redirects to {where}. If you trust that server, use its address."
+        return f": it redirects to {caught.elsewhere}. If you trust that server, use its address."
     if isinstance(caught, Excessive):
         return f", because its response is {caught}. Ask its operator."
     if isinstance(caught, requests.HTTPError):
@@ -292,6 +298,12 @@ def _is_uid(text: str) -> bool:
     return len(text) <= LONGEST_UID and UID.fullmatch(text) is not None
 
 
+CREDENTIALS = (
+    f"The address contains a name or password, which others could read. Remove it, and set {USER} and "
+    f"{PASSWORD}."
+)
+
+
 def _checked_address(url: str, unencrypted: bool) -> str:
     """Return the address as it is sent. Raises RequestError."""
     address = "The text is not the address of an archive. Write https://HOST/dicom-web."
@@ -300,10 +312,7 @@ def _checked_address(url: str, unencrypted: bool) -> str:
         if parts.scheme not in ("http", "https") or parts.query or parts.fragment:
             raise RequestError(address)
         if parts.username is not None or parts.password is not None:
-            raise RequestError(
-                f"The address contains a name or password, which others could read. Remove it, and set {USER} and "
-                f"{PASSWORD}."
-            )
+            raise RequestError(CREDENTIALS)
         sent = requests.Request("GET", url).prepare().url or ""
         host = urlsplit(sent).hostname
     except (ValueError, requests.RequestException):
@@ -369,13 +378,16 @@ class _Received:
         self._patients.add(patient)
         if Series(study, series) != self._wanted or len(self._patients) > 1:
             return False
+        self._keep(uid, file)
+        return True
+
+    def _keep(self, uid: str, file: Path) -> None:
         if uid not in self._files:
             self._files[uid] = file
         elif not filecmp.cmp(file, self._files[uid], shallow=False):
             raise ValueError("two files have the same UID")
         else:
             file.unlink()
-        return True
 
 
 _IDENTITY = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID")

@@ -196,12 +196,7 @@ def beside(path: Path, name: str) -> Path:
             f"{path}: its voxels should be in {name}, which is outside its folder, but only files beside or below "
             "an image are read. Copy both into one folder and name the file in the header."
         )
-    if not data.exists():
-        raise InputError(
-            f"{path}: its voxels should be in {data}, which does not exist. Copy both files."
-        )
     if not data.is_file():
-        raise InputError(
-            f"{path}: its voxels should be in {data}, which is not a regular file. Copy both files."
-        )
+        what = "is not a regular file" if data.exists() else "does not exist"
+        raise InputError(f"{path}: its voxels should be in {data}, which {what}. Copy both files.")
     return data

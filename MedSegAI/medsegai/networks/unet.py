@@ -361,9 +361,7 @@ class UNet(nn.Module):
 
     def __init__(self, plan: _Plan, in_channels: int, classes: int) -> None:
         super().__init__()
-        self.kind = plan.kind
-        self.smallest = plan.smallest()
-        self.strides = plan.total_strides()
+        self.kind, self.smallest, self.strides = plan.kind, plan.smallest(), plan.total_strides()
         self.encoder = nn.ModuleDict(_encoder(plan, in_channels))
         stage = _residuals if plan.kind == "ResidualUNet" else _convolutions
         transposed, merges = nn.ModuleList(), nn.ModuleList()

@@ -14,6 +14,7 @@ from typing import Any
 from medsegai import __version__
 from medsegai.errors import OutputError
 from medsegai.io import atomic_path, write_table
+from medsegai.io.atomic import write_json
 from medsegai.io.tables import explained
 from medsegai.output.bids_dataset import DESCRIPTION, IGNORED, SUBJECT
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationResult
@@ -92,7 +93,7 @@ def write_label_table(path: Path, result: SegmentationResult, scan: Path | Volum
 def write_sidecar(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
     """Write the sidecar of a _dseg image: its sources, and that it was not drawn by a person."""
     what = "Label values of structures; their names and colours are in the _dseg.tsv."
-    _write_json(path, {"Description": what, "Manual": False, **_sources(scan)})
+    write_json(path, {"Description": what, "Manual": False, **_sources(scan)})
 
 
 def write_probabilities_sidecar(
@@ -101,7 +102,7 @@ def write_probabilities_sidecar(
     """Write the sidecar of a _probseg image, with the names of its volumes in order."""
     what = "Probability of each structure, one volume each in the order of LabelMap."
     names = [label.name for label in result.labels]
-    _write_json(path, {"Description": what, "Manual": False, "LabelMap": names, **_sources(scan)})
+    write_json(path, {"Description": what, "Manual": False, "LabelMap": names, **_sources(scan)})
 
 
 def write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) -> None:
@@ -161,8 +162,8 @@ def write_description(folder: Path, source: str, link: str | None, models: Seque
     description = _description(source, models)
     if link is not None:
         description["DatasetLinks"] = {SOURCE_LINK: link}
-    _write_json(folder / DESCRIPTION, description)
-    _write_json(folder / "desc-medsegai_volumes.json", explained(VOLUMES_COLUMNS))
+    write_json(folder / DESCRIPTION, description)
+    write_json(folder / "desc-medsegai_volumes.json", explained(VOLUMES_COLUMNS))
     for name, text in ((IGNORED, "\n".join(IGNORED_FILES) + "\n"), ("README.md", README)):
         with atomic_path(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -180,8 +181,3 @@ def _description(source: str, models: Sequence[str]) -> dict[str, object]:
         "DatasetType": "derivative",
         "GeneratedBy": [generator],
     }
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medsegai.io import atomic_path, write_table
+from medsegai.io import write_table
+from medsegai.io.atomic import write_json
 from medsegai.io.tables import explained
 from medsegai.output.layouts import BatchFiles
 from medsegai.worker.batch_events import CaseState, Entry
@@ -213,15 +214,15 @@ def write_cohort_table(path: Path, cohort: Cohort) -> None:
     separate = _object_columns(columns) if any(row.objects for row in cohort.rows) else {}
     outliers = cohort.outliers()
     rows = (
-        _cells(row, fixed, measures, outliers)
-        | {column: row.objects.get(key) for key, column in separate.items()}
-        for row in cohort.rows
+        _cells(row, fixed, measures, outliers) | _object_cells(row, separate) for row in cohort.rows
     )
     write_table(path, list(columns.explained), rows)
     if path.suffix == ".tsv":
-        with atomic_path(path.with_suffix(".json")) as partial:
-            text = json.dumps(explained(columns.explained), indent=2, ensure_ascii=False)
-            partial.write_text(text + "\n", encoding="utf-8")
+        write_json(path.with_suffix(".json"), explained(columns.explained))
+
+
+def _object_cells(row: CaseRow, columns: Mapping[str, str]) -> dict[str, Any]:
+    return {column: row.objects.get(key) for key, column in columns.items()}
 
 
 def _fixed_columns(columns: _Columns) -> list[str]:

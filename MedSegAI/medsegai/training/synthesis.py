@@ -250,18 +250,8 @@ def sample_linear(image: Tensor, coordinates: Tensor) -> Tensor:
 
 def paint(codes: Tensor, tables: LabelTables, config: AppearanceConfig, draw: Draw) -> Tensor:
     """Draw a mean and a noise level for each tissue class and fill the map with them."""
-    count = len(tables.t1)
-    means = draw.uniforms(0.0, 1.0, count)
-    spreads = draw.uniforms(*config.noise_in_tissue, count)
-    t1_like = draw.chance(config.t1_share)
-    jittered = tables.t1 + config.t1_jitter * draw.normal(count)
-    if t1_like:
-        means = torch.where(torch.isnan(jittered), means, jittered.clamp_min(0.0))
-    else:
-        spreads = spreads * draw.uniform(1.0, 1.8)
-    background = int(tables.classes[0])
-    means[background] = 0.0 if t1_like or draw.chance(0.5) else draw.uniform(0.0, 0.4)
-    spreads[background] = draw.uniform(0.0, 0.03)
+    count, background = len(tables.t1), int(tables.classes[0])
+    means, spreads = _means_and_spreads(tables, config, draw)
     texture = _texture(codes.shape, config, draw)
     tissue = tables.classes[codes.int()]
     image = means[tissue] + spreads[tissue] * texture
@@ -283,6 +273,24 @@ def blend(image: Tensor, where: Tensor, config: AppearanceConfig, draw: Draw) ->
     padded = functional.pad(image[None, None], (margin,) * 6, mode="replicate")[0, 0]
     inside = (slice(margin, -margin),) * 3
     return torch.lerp(image, blur(padded, sigma)[inside], share * where)
+
+
+def _means_and_spreads(
+    tables: LabelTables, config: AppearanceConfig, draw: Draw
+) -> tuple[Tensor, Tensor]:
+    """Draw the mean and the noise level of each tissue class, (class,)."""
+    count, background = len(tables.t1), int(tables.classes[0])
+    means = draw.uniforms(0.0, 1.0, count)
+    spreads = draw.uniforms(*config.noise_in_tissue, count)
+    t1_like = draw.chance(config.t1_share)
+    jittered = tables.t1 + config.t1_jitter * draw.normal(count)
+    if t1_like:
+        means = torch.where(torch.isnan(jittered), means, jittered.clamp_min(0.0))
+    else:
+        spreads = spreads * draw.uniform(1.0, 1.8)
+    means[background] = 0.0 if t1_like or draw.chance(0.5) else draw.uniform(0.0, 0.4)
+    spreads[background] = draw.uniform(0.0, 0.03)
+    return means, spreads
 
 
 def _texture(shape: Sequence[int], config: AppearanceConfig, draw: Draw) -> Tensor:

@@ -6,7 +6,7 @@ the names below.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -405,14 +405,18 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
             self._outline(view).show(position, self.radiusBox.value, inside)
         if event == vtk.vtkCommand.LeftButtonPressEvent:
             return self._on_press(interactor, view, inside)
-        if event == vtk.vtkCommand.MouseMoveEvent and self.tool.painting:
-            self.tool.move(self.xyToRas(position, view))
-            return True
-        if event == vtk.vtkCommand.LeftButtonReleaseEvent and self.tool.painting:
+        return self.tool.painting and self._on_stroke(event, self.xyToRas(position, view))
+
+    def _on_stroke(self, event: int, position: Sequence[float]) -> bool:
+        """Continue or end a stroke."""
+        if event == vtk.vtkCommand.MouseMoveEvent:
+            self.tool.move(position)
+        elif event == vtk.vtkCommand.LeftButtonReleaseEvent:
             self.tool.release()
             self._enable_buttons()
-            return True
-        return False
+        else:
+            return False
+        return True
 
     def _on_press(self, interactor: VTKObject, view: Widget, inside: bool) -> bool:
         if interactor.GetShiftKey() or interactor.GetAltKey():

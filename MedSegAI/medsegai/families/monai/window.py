@@ -35,18 +35,24 @@ def window_over(image: Tensor, inferer: Inferer, wanted: Box, reversed: bool) ->
     missing = [max(wish - size, 0) for wish, size in zip(roi, shape, strict=True)]
     inside = [slice(lack // 2, lack // 2 + size) for lack, size in zip(missing, shape, strict=True)]
     padded = _padded(image, missing, inferer)
-    x, y, z = (
-        slice(place.start + part.start, place.start + part.stop)
-        for place, part in zip(inside, wanted, strict=True)
-    )
-    rows, columns, layers = (
-        [at for at in starts(size, wish, overlap) if at < part.stop and at + wish > part.start]
-        for size, wish, overlap, part in zip(
-            padded.shape[1:], roi, inferer.overlap, (x, y, z), strict=True
-        )
-    )
+    box = _shifted(wanted, inside)
+    axes = zip(padded.shape[1:], roi, inferer.overlap, box, strict=True)
+    rows, columns, layers = (_touching(*axis) for axis in axes)
     corners = list(itertools.product(columns, layers))
-    return Window(padded, (x, y, z), roi, rows, corners, reversed, importance(roi, inferer))
+    return Window(padded, box, roi, rows, corners, reversed, importance(roi, inferer))
+
+
+def _shifted(box: Box, origin: Sequence[slice]) -> Box:
+    """The box of an image within a larger one, in which the image begins at `origin`."""
+    pairs = zip(origin, box, strict=True)
+    x, y, z = (slice(at.start + part.start, at.start + part.stop) for at, part in pairs)
+    return x, y, z
+
+
+def _touching(size: int, length: int, overlap: float, part: slice) -> list[int]:
+    """The starts of windows along an axis that touch a part of it."""
+    every = starts(size, length, overlap)
+    return [at for at in every if at < part.stop and at + length > part.start]
 
 
 def streaming_order(shape: Sequence[int], inferer: Inferer) -> tuple[int, ...]:
