@@ -17,10 +17,18 @@ from numpy.typing import NDArray
 from medsegai.errors import RequestError
 from medsegai.labels import Label
 from medsegai.models.json_fields import to_json
+from medsegai.models.limits import Limits
 from medsegai.volume import Volume
 
 LARGEST_SEED = 2**32 - 1
 """Every source of random numbers takes a seed up to it."""
+
+NUMBERS = {
+    "dropout_passes": Limits(0, 1000),
+    "seed": Limits(0, LARGEST_SEED),
+    "tile_step": Limits(0, 1, above=True),
+}
+"""What the numbers of a request may be."""
 
 NOT_FOR_DIAGNOSIS = "Research software. Not for diagnostic use."
 
@@ -150,14 +158,10 @@ class SegmentationRequest:
             raise RequestError(
                 "No model is named. `medsegai models list` lists the installed models."
             )
-        if not 0 <= self.dropout_passes <= 1000:
-            raise RequestError(
-                f"dropout-passes must lie between 0 and 1000, not {self.dropout_passes}."
-            )
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise RequestError(f"seed must lie between 0 and {LARGEST_SEED}, not {self.seed}.")
-        if not 0 < self.tile_step <= 1:
-            raise RequestError(f"tile-step must lie above 0 and up to 1, not {self.tile_step:g}.")
+        for name, limits in NUMBERS.items():
+            problem = limits.problem(getattr(self, name))
+            if problem is not None:
+                raise RequestError(f"{name.replace('_', '-')} {problem}.")
         _check_region(self.region)
         self._check_choices()
 

@@ -21,6 +21,7 @@ PLAIN = frozenset(
         "models.catalogue",
         "models.index",
         "models.json_fields",
+        "models.limits",
         "models.nnunet_dataset",
         "models.nnunet_parts",
         "models.nnunet_plans",

@@ -159,7 +159,7 @@ def test_no_mutation_of_a_card_breaks_a_command_or_another_model(
         (card_text(name=["a", "list"]), "name must be text"),
         (card_text(name="half \ud83d of a letter"), "surrogates not allowed"),
         (card_text(spacing_mm=[1, float("nan"), 1]), "the number NaN is not finite"),
-        (card_text(spacing_mm=[1, 0, 1]), "spacing_mm must lie from"),
+        (card_text(spacing_mm=[1, 0, 1]), "spacing_mm must lie between"),
         (
             card_text(suggested_refinements=["islands"]),
             "suggested_refinements[0] must be an object",

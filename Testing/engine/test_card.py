@@ -140,7 +140,7 @@ def test_a_card_tells_what_quality_to_expect() -> None:
         (
             ("calibration", "structures", "17", "dice"),
             1.2,
-            "structures.17: dice must lie from 0 to 1",
+            "structures.17: dice must lie between 0 and 1",
         ),
         (
             ("calibration", "structures", "17", "limit"),

@@ -54,7 +54,7 @@ def test_a_card_describes_the_network(decoder: str) -> None:
         ({"encoder": "resnet19"}, "encoder 'resnet19' is unknown"),
         ({"decoder": "fpn"}, "decoder 'fpn' is unknown"),
         ({"widths": [8, 8]}, "widths must be 5 numbers"),
-        ({"widths": [8, 8, 8, 8, 0]}, "widths must lie from 1"),
+        ({"widths": [8, 8, 8, 8, 0]}, "widths must lie between 1 and"),
         ({"deep_supervision": True}, "for the decoder 'unetplusplus'"),
         ({"encoder": 3}, "encoder must be text"),
     ],

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from medsegai.errors import MedSegAIError, ModelError
+from medsegai.models.limits import Limits
 from medsegai.system.regular_files import read_regular
 
 MOST_BYTES = 64 * 1024 * 1024
@@ -328,8 +329,9 @@ def number(value: Any, what: str, low: float = -math.inf, high: float = math.inf
     """A finite number from `low` to `high`, both included. Raises ModelError, which names `what`."""
     if not _is_number(value) or not -math.inf < value < math.inf:
         raise ModelError(f"{what} must be a number, not {shown(value)}.")
-    if not low <= value <= high:
-        raise ModelError(f"{what} must lie from {low:g} to {high:g}, not {value:g}.")
+    problem = Limits(low, high).problem(value)
+    if problem is not None:
+        raise ModelError(f"{what} {problem}.")
     return float(value)
 
 

@@ -120,10 +120,7 @@ class Calibration:
     structures: Mapping[int, Expected] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0.01 <= self.temperature <= 100:
-            raise ModelError(
-                f"calibration: temperature must lie from 0.01 to 100, not {self.temperature:g}."
-            )
+        number(self.temperature, "calibration: temperature", 0.01, 100)
         if self.score and self.score not in SCORES:
             raise ModelError(
                 f"calibration: the score must be one of {', '.join(SCORES)}, not {self.score!r}."

@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from medsegai.boxes import label_boxes
 from medsegai.errors import GeometryError, RequestError, counted
 from medsegai.labels import Label, made_color
+from medsegai.models.limits import Limits
 from medsegai.models.refinement import Refinement
 from medsegai.request import Candidates
 from medsegai.volume import Volume, check_same_grid
@@ -348,10 +349,9 @@ def _checked(where: str, value: object, item: Field[Any]) -> Any:
         raise RequestError(f"{where} must be a {type(default).__name__}, not {value!r}.")
     if choices and value not in choices:
         raise RequestError(f"{where} must be one of {', '.join(choices)}, not {value!r}.")
-    if bounds is not None and not bounds[0] <= value <= bounds[1]:
-        raise RequestError(
-            f"{where} must lie between {bounds[0]:g} and {bounds[1]:g}, not {value!r}."
-        )
+    problem = None if bounds is None else Limits(*bounds).problem(cast(float, value))
+    if problem is not None:
+        raise RequestError(f"{where} {problem}.")
     return value
 
 

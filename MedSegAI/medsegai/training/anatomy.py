@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from medsegai.boxes import grown, label_boxes
 from medsegai.errors import RequestError
+from medsegai.models.limits import Limits
 from medsegai.training.limits import (
     NOT_NEGATIVE,
     POSITIVE,
     RANGE,
     SHARE,
-    Limits,
     Range,
     limited,
 )

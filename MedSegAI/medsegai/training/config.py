@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from medsegai.errors import ModelError, RequestError
 from medsegai.models.json_fields import NOT_IN_JSON, from_json
+from medsegai.models.limits import Limits
 from medsegai.training.anatomy import AnatomyConfig
 from medsegai.training.limits import (
     COUNT,
@@ -22,7 +23,6 @@ from medsegai.training.limits import (
     POSITIVE,
     SEED,
     SHARE,
-    Limits,
     check_limits,
     limited,
 )

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeAlias
+from dataclasses import field, fields, is_dataclass
+from typing import Any
 
 from medsegai.errors import RequestError
+from medsegai.models.limits import Limits, Numbers
 from medsegai.request import LARGEST_SEED
 
 Range = tuple[float, float]
 """From the one number to the other; what lies between is drawn from."""
-
-
-Numbers: TypeAlias = "float | tuple[Numbers, ...]"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a number, or each number of a tuple, may be.
-
-    Attributes:
-        least, most: the limits.
-        above: whether the number must be more than `least`.
-        ascending: whether a pair is a range, whose first number is not larger than the second.
-    """
-
-    least: float = -math.inf
-    most: float = math.inf
-    above: bool = False
-    ascending: bool = False
-
-    def problem(self, value: Numbers) -> str | None:
-        """What is wrong with a number, or with a tuple of numbers or ranges; None if nothing is."""
-        if isinstance(value, tuple):
-            match value if self.ascending else ():
-                case (int() | float() as low, int() | float() as high) if low > high:
-                    return f"is a range, so {low:g} must not be more than {high:g}"
-            return next(filter(None, map(self.problem, value)), None)
-        if value < self.least or (self.above and value == self.least) or value != value:
-            return (
-                f"must be {'more than' if self.above else 'at least'} {self.least:g}, not {value:g}"
-            )
-        return f"must be at most {self.most:g}, not {value:g}" if value > self.most else None
 
 
 SHARE = Limits(0, 1)

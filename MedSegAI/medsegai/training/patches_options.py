@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medsegai.errors import RequestError
-from medsegai.training.limits import NOT_NEGATIVE, SEED, Limits, as_option, check_limits
+from medsegai.models.limits import Limits
+from medsegai.training.limits import NOT_NEGATIVE, SEED, as_option, check_limits
 
 CELL = 32
 """The sizes of pictures are multiples of this, the side of a cell of the encoders in pixels."""

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medsegai.errors import RequestError
-from medsegai.training.limits import NOT_NEGATIVE, RANGE, SHARE, Limits, Range, limited
+from medsegai.models.limits import Limits
+from medsegai.training.limits import NOT_NEGATIVE, RANGE, SHARE, Range, limited
 
 NODES = Limits(2, 128)
 """The number of nodes of a smooth field along each axis."""

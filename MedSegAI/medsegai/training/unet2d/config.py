@@ -11,6 +11,7 @@ from typing import Any, Literal
 from medsegai.errors import ModelError, RequestError, counted
 from medsegai.labels import Label
 from medsegai.models.json_fields import NOT_IN_JSON, to_json
+from medsegai.models.limits import Limits
 from medsegai.networks.unet2d import UNet2DConfig
 from medsegai.preprocessing.pictures import PictureSettings
 from medsegai.training.config import read_training_file
@@ -19,7 +20,6 @@ from medsegai.training.limits import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
-    Limits,
     check_limits,
     limited,
 )
