@@ -127,7 +127,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _system_error(error: OSError) -> int:
     if error.errno in DISK_FULL:
-        return not_printed(error)  # files have errors of their own: this is what was printed
+        return not_printed(error)  # files have other errors: this is what was printed
     if error.filename is None:
         raise error
     return not_opened(error)

@@ -17,7 +17,7 @@ class Figures:
 
     Attributes:
         median, p95, longest: lines of a function, its signature and docstring included.
-        documented: share of public functions, methods and classes with a docstring of their own, 0 to 1. Methods
+        documented: share of public functions, methods and classes with a docstring, 0 to 1. Methods
             of protocols whose body is `...` do not count, because their implementations are documented.
         any_per_1000: how often `Any` stands in 1000 lines.
         broad: handlers of `Exception`, `BaseException` or of everything, alone or among others, and calls of

@@ -264,7 +264,7 @@ def circle(files: dict[str, set[str]]) -> list[str]:
 
 
 def place_of(path: PurePosixPath) -> str:
-    """`medsegai/io/nifti.py` has the place of its room, io; `medsegai/models/card.py` one of its own, models.card.
+    """`medsegai/io/nifti.py` has the place of its room, io; `medsegai/models/card.py` has its own, models.card.
 
     What `python -m` runs is a way in, whatever folder it stands in.
     """

@@ -69,7 +69,7 @@ def test_every_command_is_documented() -> None:
 
 
 def missing_rows(names: Iterator[str], page: str) -> list[str]:
-    """Commands without a row in the table at the top, of their own or of the command that they belong to."""
+    """Commands without a row in the table at the top, also not that of the command that they belong to."""
     rows = set(re.findall(r"^\| \[`(medsegai [\w ]+)`\]", page, re.MULTILINE))
     return [name for name in names if not {name, name.rpartition(" ")[0]} & rows]
 

@@ -1,7 +1,7 @@
 """A batch on several workers beside one process: `python Testing/bench/cluster.py`.
 
 1. Throughput with a bundled model: `medsegai segment` case by case, `medsegai batch` in one process, and with
-   workers. Each is a command of its own, so loading the model counts, and the seconds that workers take to start.
+   workers. Each is a separate command, so loading the model counts, and the seconds that workers take to start.
 2. What a case costs beside its work: made cases on two workers, whose engine labels a few voxels.
 3. How that grows: cases that cost nothing, handed out and entered into the table.
 """

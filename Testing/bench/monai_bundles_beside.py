@@ -1,6 +1,6 @@
 """Time and memory of a MONAI bundle here and in MONAI itself, on the same made scan with the same random weights.
 
-Each side runs in a process of its own, in turn, so that peak memory is its own and load is shared fairly.
+Each side runs in a separate process, in turn, so that peak memory is its own and load is shared fairly.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """nnU-Net models here beside nnunetv2, same weights, same cores, in turns: `python Testing/bench/nnunet.py`.
 
-Each measurement runs in a process of its own, so that peak memory is its own; figures are medians over the rounds.
+Each measurement runs in a separate process, so that peak memory is its own; figures are medians over the rounds.
 Every row of the table is an aim of the project, and says whether it was reached. Weights are random unless
 `--hippocampus` names a trained model: the hardest case for equal labels, for boundaries are everywhere.
 """

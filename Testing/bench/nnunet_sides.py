@@ -1,4 +1,4 @@
-"""One side of one measurement of `nnunet.py`, in a process of its own: a JSON job in, JSON figures out.
+"""One side of one measurement of `nnunet.py`, in a separate process: a JSON job in, JSON figures out.
 
 Seconds run from the files of a scan to the file of its labels, in a process that has imported what it needs.
 """

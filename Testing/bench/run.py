@@ -1,7 +1,7 @@
 """`make bench`: MedSegAI side by side with the plain way of running the same weights, in one run.
 
 The plain way is eager torch in float32 over every slice of the conformed grid, views summed in float32. Each
-measurement runs in a process of its own, in turns, so that neither warms the other's memory. Figures are
+measurement runs in a separate process, in turns, so that neither warms the other's memory. Figures are
 ratios of medians; absolute seconds are those of this computer and of this hour.
 """
 

@@ -21,7 +21,7 @@ def write_dataset(
     seed: int = 0,
     **more: Any,
 ) -> Path:
-    """Write cases with images in which each label value has an intensity of its own, and noise."""
+    """Write cases with images in which each label value has its own intensity, and noise."""
     rng = np.random.default_rng(seed)
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)

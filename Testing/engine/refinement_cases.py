@@ -43,7 +43,7 @@ def candidates_of(first: NDArray[Any], second: NDArray[Any], p_second: float = 0
 
 
 def image_of(voxels: NDArray[Any], name: str = "oblique", noise: float = 4.0) -> Volume:
-    """A scan in which every label has a grey value of its own."""
+    """A scan in which every label has its own grey value."""
     rng = np.random.default_rng(7)
     values = 60.0 * voxels + rng.normal(0, noise, voxels.shape)
     return Volume(values.astype(np.float32), grid(name, voxels.shape), "scan")

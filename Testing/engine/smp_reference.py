@@ -1,4 +1,4 @@
-"""Networks of segmentation_models_pytorch on random input, for `test_unet2d_parity`, in an environment of its own.
+"""Networks of segmentation_models_pytorch on random input, for `test_unet2d_parity`, in a separate environment.
 
 Usage: python smp_reference.py FOLDER NAME... For each NAME, as "encoder decoder", FOLDER/NAME.safetensors gets the
 image and the logits, FOLDER/NAME.pth the weights, and FOLDER/NAME/ what the library's `save_pretrained` writes.

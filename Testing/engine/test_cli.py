@@ -447,7 +447,7 @@ def test_a_full_disk_exits_with_5_and_leaves_everything_as_it_was(
     assert in_folder(out) == ["seg.nii.gz"]
 
 
-# A process of its own: signals, limits, start-up
+# A separate process: signals, limits, start-up
 
 
 def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:

@@ -323,7 +323,7 @@ def test_a_number_of_workers_that_makes_no_sense_is_refused(
 
 @contextlib.contextmanager
 def running(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own group, which is ended with all that it started."""
+    """A process in a separate group, which is ended with all that it started."""
     process = subprocess.Popen(
         [sys.executable, *command],
         env={**os.environ, **environment},

@@ -58,7 +58,7 @@ def home(model: str, tmp_path: Path) -> Path:
 
 
 def run(script: str, home: Path) -> None:
-    """By bash, in a group of its own that is ended with all that it started."""
+    """By bash, in a separate group that is ended with all that it started."""
     process = subprocess.Popen(
         ["bash", "-ec", script],
         cwd=home,

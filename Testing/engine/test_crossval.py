@@ -45,7 +45,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 class FakeSegment:
-    """In place of the engine: gives the reference, in values of its own, and remembers what was asked.
+    """In place of the engine: gives the reference, in the values of the model, and remembers what was asked.
 
     Attributes:
         requests: all of them.

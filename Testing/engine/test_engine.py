@@ -285,7 +285,7 @@ def test_weights_that_are_not_the_cards_are_refused(tiny: str) -> None:
 
 
 def test_models_are_joined_by_the_names_of_their_structures(tiny: str, tmp_path: Path) -> None:
-    """The same value for another structure gets a value of its own, and takes nothing from the first model."""
+    """The same value for another structure gets another value, and takes nothing from the first model."""
     other = tiny_quicknat.write_model(tmp_path / "other")
     text = (other.folder / "card.json").read_text().replace("Left part", "Liver")
     (other.folder / "card.json").write_text(text)

@@ -109,7 +109,7 @@ def answer_of_monai(config: Mapping[str, Any], image: Path) -> NDArray[np.uint8]
 
 
 def scaled(config: Mapping[str, Any], image: Any) -> Any:
-    """Each channel by the mode of its own."""
+    """Each channel by its own mode."""
     from monai import transforms as t
 
     low, high = config["intensity_bounds"]

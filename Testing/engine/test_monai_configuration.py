@@ -218,7 +218,7 @@ def test_what_is_nested_too_deep_is_refused(depth: int, kind: str, tmp_path: Pat
 YAML_TRICKS = {
     "a class": "a: !!python/object/apply:os.system ['touch canary']",
     "a name": "a: !!python/name:os.system",
-    "a tag of its own": "a: !bomb [1]",
+    "an unknown tag": "a: !bomb [1]",
     "an anchor": "a: &x [1]\nb: *x",
     "a laugh": "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]",
     "a merge": "base: &base {x: 1}\na: {<<: *base}",

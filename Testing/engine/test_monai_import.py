@@ -131,20 +131,20 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a call for a list": ("preprocessing::transforms", CANARY, "preprocessing::transforms"),
     "a call for a step": ("preprocessing::transforms::2", CANARY, "component"),
     "a call for a class": ("network_def::_target_", CANARY, "network_def::_target_"),
-    "a network of its own": ("network_def::_target_", "scripts.net.UNesT", "bundle's own"),
+    "a network of the bundle": ("network_def::_target_", "scripts.net.UNesT", "bundle's own"),
     "a function as network": ("network_def::_target_", "os.system", "bundle's own"),
     "a hidden function": (
         "network_def::_target_",
         "monai.networks.nets.os.system",
         "not a network",
     ),
-    "a transform of its own": (
+    "a transform of the bundle": (
         "preprocessing::transforms::2::_target_",
         "scripts.t.Crop",
         "2::_target_",
     ),
     "a lambda": ("preprocessing::transforms::2::_target_", "Lambdad", "transforms::2::_target_"),
-    "an inferer of its own": ("inferer::_target_", "scripts.Inferer", "inferer::_target_"),
+    "an inferer of the bundle": ("inferer::_target_", "scripts.Inferer", "inferer::_target_"),
     "an inferer of slices": ("inferer::_target_", "SliceInferer", "inferer::_target_"),
     "a lambda afterwards": (
         "postprocessing::transforms::0",

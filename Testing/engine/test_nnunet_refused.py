@@ -96,7 +96,7 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (labels(background=0, a=1, ignore=3), "must be 2, the highest"),
     (labels(background=0, a=[1, 2], b=2), "regions_class_order"),
     (in_dataset(labels=REGIONS, regions_class_order=[1, 2]), "regions_class_order"),
-    (in_dataset(labels=REGIONS, regions_class_order=[1, 2, 2]), "of its own"),
+    (in_dataset(labels=REGIONS, regions_class_order=[1, 2, 2]), "separate value"),
     (lambda r: (r / "postprocessing.json").write_text("{}"), "postprocessing_fns"),
     (lambda r: r.rename(r.parent / "my_model"), "TRAINER__PLANS__CONFIGURATION|give it back"),
     (

@@ -254,7 +254,7 @@ def test_several_series_are_listed(tmp_path: Path) -> None:
     message = str(caught.value)
     assert 'series 3 "T1 number 3" (MR, 7 slices of 5 x 6, UID ...8.498.2.1003); ' in message
     assert 'series 14 "T1 number 14"' in message
-    assert "Move the wanted one to a folder of its own" in message
+    assert "Move the wanted one to a separate folder" in message
 
 
 @pytest.mark.parametrize("wanted", ["14", "1.2.826.0.1.3680043.8.498.2.1014", "2.1014"])

@@ -52,7 +52,7 @@ def test_our_own_are_read_as_they_were(seg: Path) -> None:
 
 
 def test_another_frame_of_reference_does_not_count(seg: Path) -> None:
-    """A SEG of a part of the slices lies on a grid of its own; another patient's series may contain it."""
+    """A SEG of a part of the slices lies on a smaller grid; another patient's series may contain it."""
     found, _ = read_labelmap(seg)
     assert found.geometry.shape[0] < GRID.shape[0]
     with pytest.raises(GeometryError, match="does not lie on the grid"):

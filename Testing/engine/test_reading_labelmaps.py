@@ -314,7 +314,7 @@ FIELDS = [
 def test_a_segmentation_lacks_a_field_that_slicer_does_without(
     tmp_path: Path, missing: tuple[str, ...], list_axis: int
 ) -> None:
-    """Before Slicer 4.11 there were no layers and values: every segment lay in one of its own, as 1."""
+    """Before Slicer 4.11 there were no layers and values: every segment lay in a separate one, as 1."""
     layers = two_layers(overlap=False)[:, :, :, :]
     layers[0, 2, 2, 2] = 0
     segments = [

@@ -117,7 +117,7 @@ def test_what_is_given_is_never_written_to(way: Refinement) -> None:
 @pytest.mark.parametrize("way", WAYS, ids=named)
 def test_labels_of_which_no_change_is_told_are_the_same_bit_for_bit(way: Refinement) -> None:
     voxels = noisy(seed=8)
-    voxels[:3, :3, :3] = 9  # a block of its own that touches the border of the volume
+    voxels[:3, :3, :3] = 9  # a separate block that touches the border of the volume
     named_ones = [1, 2]
     refined = apply_refinement(whole_draft(voxels), way.with_options(labels=named_ones))
     told = {change.label.value for change in refined.changes}

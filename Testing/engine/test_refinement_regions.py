@@ -50,7 +50,7 @@ def nested(seed: int = 0) -> Regions:
 
 
 def alone(regions: Regions, number: int) -> Draft:
-    """One region as a segmentation of its own, worked out from the definition."""
+    """One region as a separate segmentation, worked out from the definition."""
     value = LABELS[number].value
     assert regions.steps is not None
     p, inside = regions.steps[number], regions.masks[number]

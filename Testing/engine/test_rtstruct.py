@@ -51,7 +51,7 @@ def test_outlines_fill_to_the_mask(mask: NDArray[np.bool_]) -> None:
 
 
 def rings() -> Volume:
-    """A plate with two holes, one of which holds an island with a hole of its own; and a second structure."""
+    """A plate with two holes, one of which holds an island that has a hole; and a second structure."""
     voxels = np.zeros((7, 17, 15), np.uint16)
     voxels[2:5, 1:12, 1:14] = 3
     voxels[2:5, 2:11, 2:9] = 0

@@ -137,7 +137,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def test_memory_stays_bounded_on_a_slide_of_ten_thousand_million_pixels(tmp_path: Path) -> None:
-    """In full size it would take 30 GB; in a process of its own, whose peak is its own."""
+    """In full size it would take 30 GB; in a separate process, whose peak is its own."""
     spot = np.full((512, 512, 3), 90, np.uint8)
     path = slide_files.write_huge(tmp_path / "huge.tif", 100_000, spot, {(77, 123)})
     folder = str(Path(slide_files.__file__).parents[2] / "MedSegAI")

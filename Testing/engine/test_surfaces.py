@@ -141,7 +141,7 @@ def test_other_software_reads_the_files(ending: str, space: str, tmp_path: Path)
     center = grid().center_ras
     np.testing.assert_allclose(mesh.center_mass, center * signs, atol=0.05)
     assert mesh.volume / 1000 == pytest.approx(surface.volume_ml, rel=1e-4)
-    if ending != ".stl":  # STL readers join points in ways of their own
+    if ending != ".stl":  # STL readers join points in different ways
         assert len(mesh.faces) == len(surface.triangles)
     mesh.merge_vertices()
     assert mesh.is_watertight

@@ -154,9 +154,7 @@ def number_fields(kind: type) -> Iterator[tuple[type, dataclasses.Field[Any]]]:
     hints = get_type_hints(kind)
     for item in dataclasses.fields(kind):
         hint = hints[item.name]
-        if (
-            dataclasses.is_dataclass(hint) and hint is not PictureSettings
-        ):  # which has limits of its own
+        if dataclasses.is_dataclass(hint) and hint is not PictureSettings:  # which has other limits
             yield from number_fields(cast(type, hint))
         elif re.search(r"\b(int|float)\b", str(hint)) and item.name not in WITHOUT_LIMITS:
             yield kind, item

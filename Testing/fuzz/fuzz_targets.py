@@ -1,6 +1,6 @@
 """What is fuzzed: for each way in from outside, sound files to begin with, and the code that reads them.
 
-A target gets the bytes of one file and a folder of its own. It may raise an error of MedSegAI; anything else is a
+A target gets the bytes of one file and a separate folder. It may raise an error of MedSegAI; anything else is a
 finding, and so is what `fuzz_child` sees from outside: time, memory, files that were written elsewhere, the end of
 the process.
 """

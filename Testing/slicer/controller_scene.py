@@ -15,12 +15,12 @@ from medsegai.models.card import ModelCard
 from medsegai.request import SegmentationResult
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.requests import RefinementRequest
-from MedSegAILib.doubtful_places import UNCERTAINTY, DoubtfulPlace, Step
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.panel_values import (
     SegmentRow,
     StructureRow,
 )
+from MedSegAILib.uncertain_regions import UNCERTAINTY, Step, UncertainRegion
 
 HEAD = Volume(np.full((4, 5, 6), 150.0), Geometry.from_spacing((4, 5, 6), (1, 1, 2)), "Head")
 
@@ -62,7 +62,7 @@ class Scene:
         self.previews: list[Any] = []
         self.rows: list[StructureRow] = []
         self.reported: dict[str, Any] = {}
-        self.places: list[DoubtfulPlace] = []
+        self.places: list[UncertainRegion] = []
         self.reference: Any = Node("Head")
         self.overlaid = ""
         self.only: Any = None

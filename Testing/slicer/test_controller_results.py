@@ -17,9 +17,9 @@ from medsegai.errors import (
     WorkerError,
 )
 from medsegai.worker.requests import ExportResult
-from MedSegAILib.doubtful_places import UNCERTAINTY, DoubtfulPlace
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel_values import ExportChoice, StructureRow
+from MedSegAILib.uncertain_regions import UNCERTAINTY, UncertainRegion
 
 ROW = StructureRow("001_Left", "Left hippocampus", (1, 2, 3), 4.0, "check", "", "flagged")
 GOOD = StructureRow("002_Stem", "Brain stem", (1, 2, 3), 4.0, "good", "", "notstarted")
@@ -62,12 +62,12 @@ def test_a_click_goes_to_the_structure(shown: House) -> None:
 
 
 PLACES = [
-    DoubtfulPlace("001_Left", "Left hippocampus", (1.0, 0.0, 0.0), 0.6),
-    DoubtfulPlace("", "", (2.0, 0.0, 0.0), 0.5),
+    UncertainRegion("001_Left", "Left hippocampus", (1.0, 0.0, 0.0), 0.6),
+    UncertainRegion("", "", (2.0, 0.0, 0.0), 0.5),
 ]
 
 
-def test_next_walks_the_doubtful_places_in_turn(shown: House) -> None:
+def test_next_walks_the_uncertain_regions_in_turn(shown: House) -> None:
     shown.scene.places = PLACES
     for _ in range(3):
         shown.panel.results.next_requested.emit()

@@ -26,9 +26,9 @@ from correction_help import (
     paint_doubt,
     scan,
 )
-from MedSegAILib.doubtful_places import UNCERTAINTY
 from MedSegAILib.panel import dialogs
 from MedSegAILib.scene import Scene, segment_id
+from MedSegAILib.uncertain_regions import UNCERTAINTY
 from scene_images import PLACES
 from slice_pictures import SurfaceView
 

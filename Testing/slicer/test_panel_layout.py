@@ -13,10 +13,10 @@ from PySide6 import QtCore, QtWidgets
 import pythonqt
 from medsegai.models.card import load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
-from MedSegAILib.doubtful_places import UNCERTAINTY
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import WRAPPED, Panel
 from MedSegAILib.panel_values import CaseRow, StructureRow, Verdict
+from MedSegAILib.uncertain_regions import UNCERTAINTY
 from panel_help import UI, add_volume, card, find, new_panel
 
 BRAIN = load_card(BUNDLED_MODELS / "brain")

@@ -18,7 +18,6 @@ from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.progress import ProgressEvent
 from medsegai.refinements import title
 from MedSegAILib.controller import texts
-from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.export_dialog import ExportDialog
@@ -30,6 +29,7 @@ from MedSegAILib.panel_values import (
     SeriesRow,
     StructureRow,
 )
+from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 from panel_help import REPOSITORY, UI, add_volume, card, click, find, new_panel, palette
 
 OUTPUT = REPOSITORY / "Testing" / "output" / "panel"

@@ -12,10 +12,10 @@ from PySide6 import QtCore, QtWidgets
 from PySide6.QtTest import QTest
 
 import pythonqt
-from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
 from MedSegAILib.panel import Panel
 from MedSegAILib.panel.structure_table import EYE, NAME, QUALITY, REVIEW, VOLUME
 from MedSegAILib.panel_values import REVIEW_STATES, StructureRow, Verdict
+from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 from panel_help import UI, Heard, click, find, new_panel, palette
 
 LEFT = StructureRow("003_Left", "Left hippocampus", (220, 216, 20), 4.0)
@@ -467,7 +467,7 @@ def test_the_buttons_of_the_queue_name_the_chosen_job(widget: Any, panel: Panel)
     assert len(cleared) == 1
 
 
-def test_the_doubtful_places_of_one_structure_can_be_chosen(widget: Any, panel: Panel) -> None:
+def test_the_uncertain_regions_of_one_structure_can_be_chosen(widget: Any, panel: Panel) -> None:
     panel.results.show((LEFT, STEM), (UNCERTAINTY,))
     selector = find(widget, "placesSelector")
     titles = [selector.itemText(number) for number in range(selector.count())]
@@ -520,8 +520,8 @@ def test_the_next_place_is_called_what_it_is(widget: Any, panel: Panel, mrml: An
     unfold(panel, mrml)
     button = find(widget, "nextButton")
     for maps, text in (
-        ((HEAT,), "Next suspect place"),
-        ((HEAT, UNCERTAINTY), "Next suspect place"),
+        ((HEAT,), "Next suspicious place"),
+        ((HEAT, UNCERTAINTY), "Next suspicious place"),
         ((UNCERTAINTY,), "Next uncertain region"),
     ):
         panel.results.show((LEFT, STEM), maps)

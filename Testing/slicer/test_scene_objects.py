@@ -1,4 +1,4 @@
-"""Separate objects in the scene: segments of their own or one label map, and a table, on real MRML."""
+"""Separate objects in the scene: as segments or as one label map, and a table, on real MRML."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ from slicer.util import updateVolumeFromArray
 
 from medsegai.errors import InputError
 from medsegai.request import Candidates
-from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
 from MedSegAILib.scene import ENTROPY_REFERENCE, Scene
 from MedSegAILib.scene.attachments import HEAT_REFERENCE
 from MedSegAILib.scene.uncertainty_colors import LOWEST
+from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 from scene_images import LEFT, PLACES, STEM, add_volume, result_for, two_blocks
 from slice_pictures import SlicePicture
 

@@ -22,10 +22,10 @@ from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256
 from medsegai.networks.unet2d import UNet2D, UNet2DConfig
 from medsegai.refinements import parse
 from medsegai.request import SegmentationRequest, SegmentationResult
-from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY, place_in_words
 from MedSegAILib.scene import Scene, segment_id
 from MedSegAILib.scene.attachments import HEAT_REFERENCE, OBJECTS_REFERENCE
 from MedSegAILib.scene.inputs import grid_of
+from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY, step_in_words
 from scene_images import MOVED, PLACES, add_transform, segment_voxels, world_of
 
 SIDES = (40, 56)
@@ -202,10 +202,10 @@ def test_a_classifier_brings_a_heat_map_and_suspicious_places(mrml: Any, classif
         scene.show_overlay(written, UNCERTAINTY)
     step = scene.next_place(written)
     assert step.place.suspicious
-    assert place_in_words(step).startswith(f"Suspicious place 1 of {step.count}: tumor")
+    assert step_in_words(step).startswith(f"Suspicious place 1 of {step.count}: tumor")
     i, j, _k = step.place.voxel
     assert inside[j, i]
-    scores = [place.score for place in scene.doubtful_places(written)]
+    scores = [place.score for place in scene.uncertain_regions(written)]
     assert scores == sorted(scores, reverse=True)
     assert len(scores) > 1
 

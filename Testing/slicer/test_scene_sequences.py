@@ -197,7 +197,7 @@ def test_doubt_and_candidates_of_every_frame_go_along(cine: Cine) -> None:
             np.testing.assert_array_equal(getattr(found, name), array, f"{name} at {number}")
         np.testing.assert_allclose(ijk_to_local(entropy), PLACES["oblique"], atol=1e-9)
         assert entropy.GetTransformNodeID() == cine.proxy.GetTransformNodeID()
-        (first, *_) = cine.scene.doubtful_places(node)
+        (first, *_) = cine.scene.uncertain_regions(node)
         assert first.segment_id in (LEFT_ID, STEM_ID, "")
     hidden = node.GetNodeReference(CANDIDATES_REFERENCE)
     assert hidden.GetHideFromEditors()

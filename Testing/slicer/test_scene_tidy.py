@@ -11,10 +11,10 @@ import pytest
 import slicer
 
 from medsegai.request import Candidates
-from MedSegAILib.doubtful_places import UNCERTAINTY
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import CANDIDATES_REFERENCE, ENTROPY_REFERENCE, Scene
 from MedSegAILib.scene.attachments import follow
+from MedSegAILib.uncertain_regions import UNCERTAINTY
 from module_help import head, model_called, node_count, press, until
 from scene_images import PLACES, add_volume, result_for, two_blocks
 
@@ -127,7 +127,7 @@ def test_a_start_of_slicer_sees_to_it(fresh_module: Any, mrml: Any, volume: Any)
 def test_what_is_hidden_is_saved_with_the_scene_all_the_same(
     mrml: Any, volume: Any, tmp_path: Path
 ) -> None:
-    """Slicer's dialog does not list it; the scene writes it by itself, into a folder of its own."""
+    """Slicer's dialog does not list it; the scene writes it by itself, into a separate folder."""
     entropy = write(mrml, volume).GetNodeReference(ENTROPY_REFERENCE)
     voxels = slicer.util.arrayFromVolume(entropy).copy()
     mrml.SetURL(str(tmp_path / "scene.mrml"))

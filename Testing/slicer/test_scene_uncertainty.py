@@ -61,13 +61,13 @@ def hills(shape: tuple[int, int, int], tops: dict[tuple[int, int, int], float]) 
 def test_places_are_the_tops_of_doubt_the_worst_first(mrml: Any, place: str) -> None:
     tops = {(20, 8, 4): 0.6, (6, 20, 35): 0.9, (30, 25, 20): 0.4}
     scene, volume, node = with_entropy(mrml, PLACES[place], hills((40, 34, 42), tops))
-    found = scene.doubtful_places(node)[:3]
+    found = scene.uncertain_regions(node)[:3]
     order = [(6, 20, 35), (20, 8, 4), (30, 25, 20)]
     for place_found, (k, j, i) in zip(found, order, strict=True):
         np.testing.assert_allclose(place_found.ras, world_of(volume, i, j, k), atol=1.01 * 4)
     assert [each.segment_id for each in found] == [STEM_ID, LEFT_ID, ""]
     assert [each.name for each in found] == ["Brain-Stem", "Left hippocampus", ""]
-    scores = [each.score for each in scene.doubtful_places(node)]
+    scores = [each.score for each in scene.uncertain_regions(node)]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] <= 0.9
 
@@ -75,7 +75,7 @@ def test_places_are_the_tops_of_doubt_the_worst_first(mrml: Any, place: str) -> 
 def test_places_keep_their_distance_and_their_number(mrml: Any) -> None:
     random = np.random.default_rng(1)
     scene, _, node = with_entropy(mrml, PLACES["plain"], random.uniform(0.1, 0.7, (40, 34, 42)))
-    found = scene.doubtful_places(node)
+    found = scene.uncertain_regions(node)
     assert 5 < len(found) <= 30
     points = np.array([each.ras for each in found])
     apart = np.linalg.norm(points[:, None] - points[None], axis=-1)[
@@ -89,16 +89,16 @@ def test_a_single_voxel_of_doubt_is_less_than_a_doubtful_place(mrml: Any) -> Non
     entropy = hills((40, 34, 42), {(20, 8, 4): 0.5})
     entropy[30, 25, 35] = 0.69
     scene, volume, node = with_entropy(mrml, PLACES["plain"], entropy)
-    first = scene.doubtful_places(node)[0]
+    first = scene.uncertain_regions(node)[0]
     np.testing.assert_allclose(first.ras, world_of(volume, 4, 8, 20), atol=1.1)
 
 
 def test_where_nothing_is_doubtful_there_are_no_places(mrml: Any) -> None:
     scene, _, node = with_entropy(mrml, PLACES["plain"], np.full((20, 20, 40), 0.01))
-    assert scene.doubtful_places(node) == []
+    assert scene.uncertain_regions(node) == []
     volume = add_volume(mrml, PLACES["plain"])
     plain = scene.write(volume, result_for(scene.read(volume), two_blocks()))
-    assert scene.doubtful_places(plain) == []
+    assert scene.uncertain_regions(plain) == []
 
 
 def test_places_follow_a_segmentation_that_was_moved_on_its_own(mrml: Any) -> None:
@@ -106,7 +106,7 @@ def test_places_follow_a_segmentation_that_was_moved_on_its_own(mrml: Any) -> No
         mrml, PLACES["plain"], hills((40, 34, 42), {(20, 8, 4): 0.6})
     )
     node.SetAndObserveTransformNodeID(None)
-    first = scene.doubtful_places(node)[0]
+    first = scene.uncertain_regions(node)[0]
     np.testing.assert_allclose(first.ras, world_of(volume, 4, 8, 20), atol=1.1)
 
 
@@ -132,7 +132,7 @@ def test_a_walk_goes_on_and_back_and_round(mrml: Any) -> None:
 
 
 def test_the_editor_and_a_saved_scene_go_on_where_the_page_stood(mrml: Any) -> None:
-    """The effect has a walk of its own; what they share is the segmentation."""
+    """The effect has a separate walk; what they share is the segmentation."""
     page, _, node = with_entropy(mrml, PLACES["plain"], hills((40, 34, 42), WALKED))
     assert walked(page, node, 1) == [FIRST]
     effect = Scene(mrml)
@@ -163,14 +163,14 @@ def test_the_places_of_one_structure_are_walked_alone(mrml: Any) -> None:
     scene.walk_within(node, LEFT_ID)
     node.GetSegmentation().RemoveSegment(LEFT_ID)
     assert scene.walked_within(node) == ""
-    assert len(scene.doubtful_places(node)) == 4
+    assert len(scene.uncertain_regions(node)) == 4
 
 
 def test_nobody_is_led_to_what_nobody_corrects(mrml: Any) -> None:
     """Its doubt hides no other place, and it is walked where it is asked for."""
     tops = {(20, 8, 33): 0.8, (20, 8, 26): 0.5, (6, 20, 4): 0.3}
     scene, volume, node = with_entropy(mrml, PLACES["plain"], hills((40, 34, 42), tops))
-    assert [place.name for place in scene.doubtful_places(node)] == [
+    assert [place.name for place in scene.uncertain_regions(node)] == [
         "Brain-Stem",
         "Left hippocampus",
     ], "the second top lies 7 mm from the first"
@@ -183,9 +183,9 @@ def test_nobody_is_led_to_what_nobody_corrects(mrml: Any) -> None:
     entropy = scene.read(volume).with_voxels(hills((40, 34, 42), tops).astype(np.float32))
     result = dataclasses.replace(result, labels=labels, structures=structures, entropy=entropy)
     node = scene.write(volume, result)
-    assert [place.name for place in scene.doubtful_places(node)] == ["", "Left hippocampus"]
+    assert [place.name for place in scene.uncertain_regions(node)] == ["", "Left hippocampus"]
     scene.walk_within(node, STEM_ID)
-    assert [place.name for place in scene.doubtful_places(node)] == ["Brain-Stem"]
+    assert [place.name for place in scene.uncertain_regions(node)] == ["Brain-Stem"]
 
 
 def slabs(volume: Any) -> np.ndarray:
@@ -408,7 +408,7 @@ def test_a_real_structure_is_walked_border_by_border(mrml: Any, shared_data: Pat
         result_for(image, labelmap), entropy=image.with_voxels(0.69 * meet.astype(np.float32))
     )
     node = scene.write(volume, result)
-    found = scene.doubtful_places(node)
+    found = scene.uncertain_regions(node)
     assert found
     where = [world_of(volume, i, j, k) for k, j, i in np.argwhere(meet)]
     for place in found:

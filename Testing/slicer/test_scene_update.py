@@ -205,7 +205,7 @@ def test_an_empty_segment_that_the_user_prepared_is_filled(mrml: Any) -> None:
 
 
 def test_other_segments_keep_their_voxels_and_the_ai_goes_around_them(room: Again) -> None:
-    """The user drew a segment of their own where the next result would be."""
+    """The user drew another segment where the next result would be."""
     mine = block(slice(2, 4), slice(2, 8), slice(1, 4))
     room.node.GetSegmentation().AddEmptySegment("mine", "Lesion")
     paint(room.node, "mine", mine, room.volume)

@@ -140,7 +140,7 @@ def _makes_module(node: ast.Call) -> bool:
 
 
 def _passes_on(node: ast.FunctionDef | ast.Lambda, name: str) -> bool:
-    """A function may collect what another function, with a signature of its own, is given."""
+    """A function may collect what another function, with another signature, is given."""
     calls = (each for each in ast.walk(node) if isinstance(each, ast.Call | ast.Dict | ast.BinOp))
     return any(re.search(rf"\*\*{name}\b|\| {name}\b", ast.unparse(each)) for each in calls)
 

@@ -1,4 +1,4 @@
-"""The worker on another computer: a made-up ssh runs it here, with a temporary folder of its own."""
+"""The worker on another computer: a made-up ssh runs it here, with a separate temporary folder."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from medsegai.errors import MedSegAIError
 from medsegai.models.quality import GOOD
 from MedSegAILib.controller import texts
-from MedSegAILib.doubtful_places import Step, place_in_words
 from MedSegAILib.panel_values import DONE, StructureRow
 from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
+from MedSegAILib.uncertain_regions import Step, step_in_words
 
 
 class ResultsScene(Protocol):
@@ -225,7 +225,7 @@ class Results:
         if step is not None:
             self._scene.jump(step.place.ras)
             self._view.select(step.place.segment_id)
-        self._panel.show_message(place_in_words(step))
+        self._panel.show_message(step_in_words(step))
 
     def _choose_overlay(self, kind: str) -> None:
         try:

@@ -15,13 +15,13 @@ from medsegai.errors import MedSegAIError
 from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.preview import Preview
 from MedSegAILib.correction.session import Correction, Editor
-from MedSegAILib.doubtful_places import place_in_words
 from MedSegAILib.scene import overlay
 from MedSegAILib.scene.attachments import maps_of
 from MedSegAILib.scene.uncertainty import Walk, set_current_segment
 from MedSegAILib.scene.views import jump
 from MedSegAILib.slicer_types import SegmentationNode
 from MedSegAILib.translation import tr as _
+from MedSegAILib.uncertain_regions import step_in_words
 
 LEAVING = "{count} strokes in {name} are not applied yet."
 FORGOTTEN = "The strokes were discarded, because {why}. Paint them again where they are needed."
@@ -210,7 +210,7 @@ class CorrectionTool:
             if step.place.segment_id:
                 self._editor.select(step.place.segment_id)
             jump(self._get_scene(), step.place.ras)
-        self._tell(place_in_words(step))
+        self._tell(step_in_words(step))
 
     def show_map(self, shown: bool) -> None:
         """Show the walked map over the image, or remove it."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
 from MedSegAILib.panel.style import PRESSED_STYLE, press
 from MedSegAILib.signals import Signal
 from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
+from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 
 OPAQUE = 100
 """The value of the slider at which the map hides the image completely."""
@@ -67,7 +67,7 @@ def _next_place(kind: str) -> tuple[str, str]:
     """Return the title and tool tip of the button that walks a map."""
     if kind == HEAT:
         return (
-            _("Next suspect place"),
+            _("Next suspicious place"),
             _("Go to the next of the most probable places. (Ctrl+Alt+N)"),
         )
     return (

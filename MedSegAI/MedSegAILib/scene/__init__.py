@@ -16,7 +16,6 @@ from medsegai.models.refinement import Refinement
 from medsegai.request import Candidates, SegmentationResult
 from medsegai.volume import Volume
 from medsegai.worker.requests import MeasurementResult, RefinementResult
-from MedSegAILib.doubtful_places import DoubtfulPlace, Step
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.panel_values import SegmentRow, StructureRow
 from MedSegAILib.scene import (
@@ -52,6 +51,7 @@ from MedSegAILib.scene.uncertainty import Walk
 from MedSegAILib.scene.undo import SaveUndo, no_undo
 from MedSegAILib.scene.writing import Preview, Writer
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, TableNode, VolumeNode
+from MedSegAILib.uncertain_regions import Step, UncertainRegion
 
 __all__ = [
     "CANDIDATES_REFERENCE",
@@ -262,12 +262,12 @@ class Scene:
 
     # --- uncertainty, review, statistics -----------------------------------------------------------
 
-    def doubtful_places(self, segmentation: SegmentationNode) -> list[DoubtfulPlace]:
+    def uncertain_regions(self, segmentation: SegmentationNode) -> list[UncertainRegion]:
         """Return the uncertain regions, the most uncertain first: see `uncertainty.Walk.places`."""
         return self._walk.places(segmentation)
 
     def next_place(self, segmentation: SegmentationNode, by: int = 1) -> Step | None:
-        """Continue the walk through the uncertain places: see `uncertainty.Walk.step`."""
+        """Continue the walk through the uncertain regions: see `uncertainty.Walk.step`."""
         return self._walk.step(segmentation, by)
 
     def walk_within(self, segmentation: SegmentationNode, segment: str) -> None:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from medsegai.request import Candidates, SegmentationResult
 from medsegai.volume import Box
-from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
 from MedSegAILib.scene import sequences
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import matrix
 from MedSegAILib.scene.nodes import nodes_of, remove
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
+from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 
 ENTROPY_REFERENCE = "MedSegAI.entropy"
 """Reference of the segmentation node to the volume node of its entropy."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import slicer
 
 from medsegai.errors import InputError
-from MedSegAILib.doubtful_places import HEAT, UNCERTAINTY
 from MedSegAILib.scene.attachments import maps_of
 from MedSegAILib.scene.nodes import nodes_of
 from MedSegAILib.scene.uncertainty import note
 from MedSegAILib.scene.uncertainty_colors import color, color_heat
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
+from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 
 OPACITY = 0.6
 """The default opacity of a map."""

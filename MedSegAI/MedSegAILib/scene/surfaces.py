@@ -136,7 +136,7 @@ def _same(first: _Part | None, second: _Part | None) -> bool:
 
 
 def _lacks_surface(segmentation: SegmentationNode, name: str) -> bool:
-    """Whether a segment is shown in 3D, and has no surface of its own."""
+    """Whether a segment is shown in 3D, and does not have a surface."""
     surface = segmentation.GetSegmentation().GetSegment(name).GetRepresentation(surface_name())
     missing = surface is None or surface.GetFieldData().HasArray(STAND_IN)
     return bool(missing) and is_in_3d(segmentation, name)

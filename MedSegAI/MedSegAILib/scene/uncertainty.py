@@ -14,12 +14,12 @@ import slicer.util
 from numpy.typing import NDArray
 
 from medsegai.volume import Geometry
-from MedSegAILib.doubtful_places import HEAT, DoubtfulPlace, Step
 from MedSegAILib.scene.attachments import maps_of
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import Layer, box_mean, boxes, layers_of
 from MedSegAILib.scene.segments import is_walked
 from MedSegAILib.slicer_types import Node, SegmentationNode, VTKObject
+from MedSegAILib.uncertain_regions import HEAT, Step, UncertainRegion
 
 SMOOTHED_MM = 2.0
 """The radius in mm over which uncertainty is averaged, so that single voxels at borders do not count."""
@@ -85,7 +85,7 @@ class Walk:
     def __init__(self) -> None:
         self._known: tuple[VTKObject, _Tops | None] = (None, None)
 
-    def places(self, segmentation: SegmentationNode) -> list[DoubtfulPlace]:
+    def places(self, segmentation: SegmentationNode) -> list[UncertainRegion]:
         """Return the most uncertain regions, the worst first; empty if uncertainty was not measured.
 
         They are the maxima of the smoothed entropy that are `APART_MM` from any higher one, in a single slice
@@ -101,7 +101,7 @@ class Walk:
         local = world @ np.linalg.inv(transform_to_world(segmentation)).T
         layers, only = layers_of(segmentation), within(segmentation)
         left = _near(layers, only, local) if only else np.ones(len(local), bool)
-        found: list[DoubtfulPlace] = []
+        found: list[UncertainRegion] = []
         while len(found) < COUNT and left.any():
             number = int(left.argmax())
             left[number] = False
@@ -177,11 +177,11 @@ def _wanted(
 
 def _place(
     segmentation: SegmentationNode, name: str, world: NDArray[np.float64], tops: _Tops, number: int
-) -> DoubtfulPlace:
+) -> UncertainRegion:
     title = segmentation.GetSegmentation().GetSegment(name).GetName() if name else ""
     r, a, s = (float(value) for value in world[:3])
     i, j, k = (int(value) for value in tops.voxels[number])
-    return DoubtfulPlace(name, title, (r, a, s), float(tops.scores[number]), (i, j, k))
+    return UncertainRegion(name, title, (r, a, s), float(tops.scores[number]), (i, j, k))
 
 
 def _tops_of(node: Node) -> _Tops:

@@ -138,7 +138,7 @@ def write_into_card(card: ModelCard, findings: Findings) -> None:
     """Write the calibration and the chosen refinement, if any, into the model's card.json.
 
     Raises:
-        ModelError: the model has no card of its own, or the card cannot be read.
+        ModelError: the folder of the model does not hold a card, or the card cannot be read.
         OutputError: the card cannot be written.
     """
     known = load_card(writable_card(card))

@@ -36,7 +36,7 @@ def chosen_cards(candidate: Candidate) -> list[ModelCard]:
 
 
 def _with_fold(card: ModelCard, member: MemberCard, fold: str) -> MemberCard:
-    """The member with its fold in its name, if each fold is a model of its own."""
+    """The member with its fold in its name, if each fold is a separate model."""
     path = str(card.weights_path(member).resolve())
     name = member.name if not fold or "/" in member.name else f"{member.name}/fold_{fold}"
     return dataclasses.replace(member, name=name, weights=path, weight=member.weight or 1.0)

@@ -28,7 +28,7 @@ WORST = 0.1
 
 SIGNIFICANT = 0.05
 LEAST_CASES = 5
-"""The number of cases below which a structure has no limit and no figures of its own."""
+"""The number of cases below which a structure does not have a limit or figures."""
 
 
 @dataclass(frozen=True)

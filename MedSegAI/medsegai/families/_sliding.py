@@ -215,7 +215,7 @@ class _Sums:
 
 
 def beside_the_heap(shape: Sequence[int], device: torch.device) -> Tensor:
-    """An empty float32 tensor of a shape; on the CPU in memory of its own.
+    """An empty float32 tensor of a shape; on the CPU in separate memory.
 
     A plane outlives the tile before it. In the heap it would stand where that tile's logits were, and those of
     the next tile, which are large, would need as much memory again.

@@ -1,7 +1,7 @@
 """The family of 3D U-Nets for whole heads: each member sees patches of the conformed head.
 
 A card of this family has `settings`: grid (i, j, k voxels), intensity, antialias; each member has `settings`:
-network and its shape (see `networks.volumetric`), patch (k, j, i), perhaps spacing_mm and grid of its own, and the
+network and its shape (see `networks.volumetric`), patch (k, j, i), perhaps its own spacing_mm and grid, and the
 class_weights of its loss with the weight_power to undo them by.
 """
 

@@ -18,7 +18,7 @@ class Activation:
     """The meaning of native values, and the temperature at which they become probabilities.
 
     PROBABILITIES sum to one. LOGITS become probabilities by softmax. REGIONS are logits of regions that may
-    overlap, each with a sigmoid of its own; a voxel gets the last region of those it lies in, and channel 0
+    overlap, each with its own sigmoid; a voxel gets the last region of those it lies in, and channel 0
     stands for none of them (nnU-Net's `regions_class_order`). REGION_PROBABILITIES are those sigmoids themselves.
 
     Above 1 the temperature makes probabilities less certain, below 1 more certain (C. Guo et al., On Calibration

@@ -2,7 +2,7 @@
 
 `Accumulator` takes the blocks of all members that share a native grid and keeps one weighted sum of them, so
 memory does not grow with the number of members: probabilities in half precision, logits in single. Members on
-other grids get accumulators of their own; `fuse` combines those on the output grid.
+other grids get other accumulators; `fuse` combines those on the output grid.
 
 The weighted mean of softmax probabilities over views is the aggregation of QuickNAT (Roy et al., NeuroImage 2019,
 section 2.4). A channel that cannot distinguish left from right contributes to both sides. In QuickNAT each side
@@ -324,7 +324,7 @@ class Ensemble:
     def disagreement(self, slab: Slab) -> Tensor:
         """Mutual information of all members on a slab, in nats, float32 (k, j, i).
 
-        It is the mean over the parts, plus the disagreement between parts that have grids of their own.
+        It is the mean over the parts, plus the disagreement between parts on different grids.
         """
         total = torch.zeros(slab.shape)
         weights = sum(part.weight for part in self.parts)

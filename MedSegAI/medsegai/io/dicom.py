@@ -228,8 +228,8 @@ def _choose(
     if not volumes:
         raise _nothing_found(path, files, found)
     raise InputError(
-        f"{path} holds {len(volumes)} series: {_listed(volumes)}. Move the wanted one to a folder of its "
-        "own, or give its number or the end of its UID: to read_volume(folder, series=...) in Python, or in "
+        f"{path} holds {len(volumes)} series: {_listed(volumes)}. Move the wanted one to a separate "
+        "folder, or give its number or the end of its UID: to read_volume(folder, series=...) in Python, or in "
         "the column series of a table for medsegai batch."
     )
 

@@ -1,6 +1,6 @@
 """Adding a model to the user's own: checked, converted where needed, and moved in as a whole.
 
-An untrusted file is read in a process of its own, which can write in the folder of this import only (see
+An untrusted file is read in a separate process, which can write in the folder of this import only (see
 `confinement`), and has limits of time and memory. What it leaves is checked before it is moved in.
 
 A family that can read weights as others released them offers `import_model(path, destination)`, which
@@ -57,7 +57,7 @@ CHILD = "medsegai.models.importing"
 """Module whose `main` reads an untrusted file. Neither process loads torch before claims were checked."""
 
 ANSWER, LOG = "answer.json", "log.txt"
-"""What the process of its own leaves beside the model: null or its error, and what it printed."""
+"""What the separate process leaves beside the model: null or its error, and what it printed."""
 
 MOST_ANSWER, MOST_FILES = 1 << 16, 100_000
 
@@ -166,7 +166,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def _stage_confined(path: Path, staged: Path, id: str | None) -> ModelCard:
-    """Write the model to `staged` in a process of its own, and check it there."""
+    """Write the model to `staged` in a separate process, and check it there."""
     place = staged.parent
     size = min(_size(path), MOST_WEIGHTS)
     limits = Limits(
@@ -249,7 +249,7 @@ def _ending(code: int) -> str:
 
 
 def main(request: str) -> None:
-    """What the process of its own does."""
+    """What the separate process does."""
     path, staged, id, limits = json.loads(request)
     path, staged = Path(path), Path(staged)
     confine(staged.parent)

@@ -184,7 +184,7 @@ def _regions(
     numbers = all(type(value) is int for value in order)
     if not numbers or not len(set(order)) == len(order) == len(regions):
         raise ModelError(
-            f"{source}: regions_class_order must have a value of its own for each of {', '.join(regions)}, "
+            f"{source}: regions_class_order must have a separate value for each of {', '.join(regions)}, "
             f"not {order!r}."
         )
     labels = [_label(value, name) for value, name in zip(order, regions, strict=True)]

@@ -423,7 +423,7 @@ def _settings(results: Sequence[Results], classes: Classes) -> dict[str, Any]:
 
 
 RESAMPLED = ("data", "seg", "probabilities")
-"""What is resampled, each in a way of its own."""
+"""What is resampled, each in its own way."""
 
 
 def _configuration_settings(results: Results) -> dict[str, Any]:

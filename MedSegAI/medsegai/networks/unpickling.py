@@ -200,7 +200,7 @@ class _Machine:
 
 
 class Typed:
-    """An object that takes a state of its own kind."""
+    """An object that takes a state of a special kind."""
 
     def refine(self, state: object) -> None:
         """Take `state`, or raise `PickleDamage`."""

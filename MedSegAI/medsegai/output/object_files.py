@@ -17,7 +17,7 @@ from medsegai.volume import Volume
 
 
 def write_object_map(path: Path, objects: Volume) -> None:
-    """Write the numbers of objects, each of which is a label of its own.
+    """Write the numbers of objects, each of which is a label.
 
     Args:
         path: a file as `write_segmentation` writes it.

@@ -20,11 +20,11 @@ from medsegai.correction import REACH_MM
 from MedSegAILib.correction import EFFECT_NAME, preview
 from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.tool import CorrectionTool
-from MedSegAILib.doubtful_places import HEAT
 from MedSegAILib.scene.layers import array_of
 from MedSegAILib.scene.uncertainty import walk_within, within
 from MedSegAILib.slicer_types import QtValue, SegmentationNode, VTKObject, Widget
 from MedSegAILib.translation import tr as _
+from MedSegAILib.uncertain_regions import HEAT
 
 RADIUS_MM = 2.0
 RADIUS, REACH, OUTSIDE = "BrushRadiusMm", "ReachMm", "PaintOutside"
@@ -209,8 +209,8 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
 
     def _set_up_places(self) -> None:
         """Make the widgets of the walk through the uncertain regions, as on the page of MedSegAI."""
-        self.previousPlaceButton = qt.QPushButton(_("Previous place"))
-        self.nextPlaceButton = qt.QPushButton(_("Next place"))
+        self.previousPlaceButton = qt.QPushButton(_("Previous region"))
+        self.nextPlaceButton = qt.QPushButton(_("Next region"))
         self.placesBox = qt.QComboBox()
         self.placesBox.minimumContentsLength = 8
         self.placesBox.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon

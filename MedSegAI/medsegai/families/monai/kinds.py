@@ -52,7 +52,7 @@ def _check_network(configuration: Configuration) -> None:
     if not any(part in configuration for part in ("network_def", "network")):
         raise configuration.wrong(
             "network_def",
-            "it is missing, and so the bundle does not segment with a network of its own",
+            "it is missing, and so the bundle does not contain a network that segments",
         )
 
 

@@ -32,7 +32,7 @@ NESTED = (("whole", "complete"), (), ("core",), ("enhanc",))
 
 @dataclass(frozen=True)
 class Named:
-    """Labels, and whether they have names of their own.
+    """Labels, and whether they have names.
 
     Attributes:
         labels: in the order in which those that come later cover the others.

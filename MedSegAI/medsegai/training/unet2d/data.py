@@ -166,7 +166,7 @@ def _only_slice(volume: Volume, path: Path) -> NDArray[Any]:
     if slices != 1:
         raise InputError(
             f"{path} has {slices} slices, and networks for pictures learn from single images. Save each slice as "
-            "an image of its own."
+            "a separate image."
         )
     return volume.voxels[0]
 

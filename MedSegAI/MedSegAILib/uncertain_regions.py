@@ -11,7 +11,7 @@ HEAT, UNCERTAINTY = "heat map", "uncertainty"
 
 
 @dataclass(frozen=True)
-class DoubtfulPlace:
+class UncertainRegion:
     """A region to check.
 
     Attributes:
@@ -35,12 +35,12 @@ class DoubtfulPlace:
 class Step:
     """A step of a walk: the place, its number from 1, and the number of places."""
 
-    place: DoubtfulPlace
+    place: UncertainRegion
     number: int
     count: int
 
 
-def place_in_words(step: Step | None) -> str:
+def step_in_words(step: Step | None) -> str:
     """Return the description of a step, or that there is no region."""
     if step is None:
         return _("There is no uncertain region to go to.")
