@@ -1,10 +1,10 @@
 """A segment corrected by a few strokes, from what the AI thought and from the image.
 
 The strokes win back what lies near them: a voxel changes sides when it is reached from a stroke of the other
-side within a certain geodesic distance, and sooner than from a stroke of its present side. Distances are long across
-edges of the image, into intensities that the stroke does not have, and against the probabilities of the AI; so a
-change flows along the structure, stops at its border, and cannot be cut off from its stroke. Nothing further away
-than the reach changes.
+side within a certain geodesic distance, and sooner than from a stroke of its present side. Distances are long
+across edges of the image, into intensities that the stroke does not have, and against the probabilities of the
+AI. So a change flows along the structure, stops at its border, and cannot be cut off from its stroke. Nothing
+further away than the reach changes.
 
 Sources: geodesic segmentation from strokes, A. Criminisi, T. Sharp, A. Blake, "GeoS: Geodesic Image
 Segmentation", ECCV 2008; strokes that correct a network through geodesic distances, G. Wang et al., "DeepIGeoS: A

@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
         "@network_def::in_channels",
         "refers to itself",
     ),
-    "a reference to nothing": ("network_def::in_channels", "@nowhere", "refers to nothing"),
+    "a reference to nothing": ("network_def::in_channels", "@nowhere", "refers to a missing entry"),
     "a network too large": ("network_def::channels", [4, 10**7], "network_def"),
     "blocks without end": ("network_def::num_res_units", 10**9, "network_def"),
     "lists without end": ("network_def::channels", [4] * 1000, "network_def"),

@@ -31,17 +31,18 @@ WEIGHTS, LABELS = "model.pt", "labels.csv"
 MOST_LABELS_BYTES = 1 << 20
 
 MARGIN, OVERLAP = 10, 0.625
-"""Voxels around the foreground, and the part of a window by which windows overlap."""
+"""The margin around the foreground in voxels, and the overlap of windows as a share of their size."""
 
 NEAR = (0.75, 1.25)
-"""An image whose spacing is between these times that of the training keeps it."""
+"""An image is not resampled if its spacing is between these multiples of the spacing of the training."""
 
 MERGES = {"kits": [(0, 1), (1, 3), (2, 2)], "brats": [(0, 2), (1, 1), (2, 3)]}
-"""By a word in the name of the training or of the model: (channel, value), those that others overwrite first.
-Of BraTS: the whole tumour shows oedema, its core necrosis, and within it what enhances."""
+"""The (channel, value) pairs of known data sets, by a word in the name of the training or of the model. Later
+pairs overwrite earlier ones. In BraTS, the whole tumour becomes oedema, its core necrosis, and the enhancing part
+enhancing tumour."""
 
 SQUASHED = {"range": "sigmoid", "ct": "sigmoid", "meanstdtanh": "tanh"}
-"""What follows the scaling of intensities, by the mode of normalisation."""
+"""The function that is applied after intensities are scaled, by the mode of normalisation."""
 
 MODALITIES = {"ct": "CT", "mri": "MR", "pet": "PT"}
 
@@ -50,10 +51,10 @@ def convert(path: Path, destination: Path) -> ModelCard | None:
     """Write the weights of a `model.pt` to a new folder, and return the card for them.
 
     Returns:
-        None where the file is not one of Auto3DSeg.
+        The card, or None if the file does not come from Auto3DSeg.
 
     Raises:
-        ModelError: it is one, but its configuration is of an unknown form, or contradicts its weights.
+        ModelError: the file comes from Auto3DSeg, but its configuration is unknown or contradicts its weights.
     """
     try:
         file = read_weights_file(path)
@@ -106,13 +107,13 @@ def _settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], Description]:
 
 
 def _described(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The description of the network, which is a SegResNet."""
+    """Return the description of the network, which must be a SegResNet."""
     described = config.get("network")
     described = described if isinstance(described, Mapping) else {}
     target = str(described.get(TARGET, ""))
     if network_name(target) not in ("SegResNetDS", "SegResNetDS2"):
         raise ModelError(
-            f"Its network is {shown(target)}, and of Auto3DSeg SegResNetDS is known. Use the weights in a bundle."
+            f"Its network is {shown(target)}, but only SegResNetDS is supported. Use the weights in a bundle."
         )
     return described
 
@@ -142,7 +143,7 @@ def _decided(activation: str) -> dict[str, str]:
 
 
 def _steps(config: Mapping[str, Any], channels: int) -> list[dict[str, Any]]:
-    """The preprocessing as a card has it."""
+    """Return the preprocessing as it is written in a card."""
     steps: list[dict[str, Any]] = []
     if config.get("orientation_ras", False):
         steps.append({"transform": "Orientation", "axcodes": "RAS"})
@@ -155,7 +156,7 @@ def _steps(config: Mapping[str, Any], channels: int) -> list[dict[str, Any]]:
         return [*steps, *_normalised(config, modes[0], None)]
     if len(modes) != channels:
         raise ModelError(
-            f"extra_modalities and the first make {len(modes)} images, and the network takes {channels}."
+            f"extra_modalities and the first image are {len(modes)} images, but the network takes {channels}."
         )
     for channel, mode in enumerate(modes):
         steps += _normalised(config, mode, [[channel]])
@@ -169,7 +170,7 @@ def _cropping(channels: int) -> dict[str, object]:
 
 
 def _resampling(config: Mapping[str, Any]) -> dict[str, object]:
-    """The step that resamples, except where the spacing is almost the wanted one."""
+    """Return the step that resamples, unless the spacing is almost the wanted one."""
     wanted = [float(length) for length in _three(config, "resample_resolution")]
     least, most = ([length * factor for length in wanted] for factor in NEAR)
     kept = {"min_pixdim": least, "max_pixdim": most}
@@ -177,7 +178,7 @@ def _resampling(config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _normalised(config: Mapping[str, Any], mode: Any, groups: Any) -> list[dict[str, Any]]:
-    """The scaling of intensities of one image."""
+    """Return the steps that scale the intensities of one image."""
     at: dict[str, Any] = {} if groups is None else {"groups": groups}
     if mode == "none":
         return []
@@ -189,7 +190,7 @@ def _normalised(config: Mapping[str, Any], mode: Any, groups: Any) -> list[dict[
         scaled = {"transform": "NormalizeIntensity", "nonzero": True, "channel_wise": True, **at}
     else:
         raise ModelError(
-            f"Its normalize_mode is {shown(mode)}; known are none, ct, range, mri, meanstd, meanstdtanh and pet."
+            f"Its normalize_mode is {shown(mode)}, not none, ct, range, mri, meanstd, meanstdtanh or pet."
         )
     if mode in SQUASHED:
         return [scaled, {"transform": "Squash", "function": SQUASHED[mode], **at}]
@@ -206,7 +207,7 @@ def _range(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _extra(config: Mapping[str, Any]) -> dict[str, str]:
-    """Further images of a case, with their modes of normalisation."""
+    """Return the additional images of a case, with their modes of normalisation."""
     extra = config.get("extra_modalities") or {}
     return {str(name): str(mode) for name, mode in extra.items()} if isinstance(extra, dict) else {}
 
@@ -241,7 +242,7 @@ def _spacing(config: Mapping[str, Any]) -> tuple[float, float, float]:
 
 
 def _labels(path: Path, config: Mapping[str, Any], network: Description) -> tuple[Named, list[int]]:
-    """The labels, named and coded by labels.csv, and the network's channels in their order."""
+    """Return the labels, named and coded by labels.csv, and the channels of the network in their order."""
     order = list(range(network.classes))
     rows = _rows(path.parent / LABELS)
     if not config.get("sigmoid", False):
@@ -261,7 +262,7 @@ def _labels(path: Path, config: Mapping[str, Any], network: Description) -> tupl
 
 
 def _class_names(config: Mapping[str, Any]) -> dict[int, str]:
-    """Names of channels as a training has them: one for each, or with the values that it joins."""
+    """Return the names of channels in the configuration: text, or a name with the label values that it joins."""
     given = config.get("class_names")
     if not isinstance(given, list):
         return {}
@@ -285,10 +286,10 @@ def _unique(labels: list[Label]) -> list[Label]:
 
 
 def _rows(path: Path) -> dict[int, Label]:
-    """Labels of a labels.csv by their values; none where there is no such file.
+    """Return the labels of a labels.csv by their values; none if the file does not exist.
 
     Raises:
-        ModelError: it cannot be read, or a row has no value and name.
+        ModelError: the file cannot be read, or a row lacks its value or name.
     """
     if not path.is_file():
         return {}
@@ -316,7 +317,7 @@ def _label(value: int, row: Mapping[str, str]) -> Label:
 
 
 def _terminology(row: Mapping[str, Any]) -> Terminology | None:
-    """The codes of a row; None where category or type are missing."""
+    """Return the codes of a row; None if category or type are missing."""
 
     def code(sequence: str) -> tuple[str, str, str] | None:
         parts = [
@@ -336,7 +337,7 @@ def _terminology(row: Mapping[str, Any]) -> Terminology | None:
 
 
 def _told(path: Path, content: Mapping[str, Any], note: str) -> dict[str, Any]:
-    """What a card tells people; a model.pt says little of itself."""
+    """Return the texts of the card. A model.pt contains little information about itself."""
     folder = path.absolute().parent.name
     name = path.stem if path.stem != "model" else folder
     match = re.search(r"[-_]v(\d+(?:\.\d+)*)$", name)

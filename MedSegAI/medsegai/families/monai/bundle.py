@@ -38,7 +38,7 @@ FAMILY = "monai"
 CONFIGS, METADATA, INFERENCE, MODELS = "configs", "metadata.json", "inference", "models"
 
 LONGEST_TEXT = 2000
-"""Letters of a description."""
+"""The largest number of letters in a description."""
 
 AREAS = "The configuration resizes answers by averages of areas; here they are interpolated."
 
@@ -53,8 +53,9 @@ def convert(folder: Path, destination: Path) -> ModelCard:
     """Write the weights of a bundle to a new folder, and return the card for them.
 
     Raises:
-        UnsafeModelError: the weights want more than weights, or the configuration would have to be run.
-        ModelError: a part is missing, unknown, or contradicts the others.
+        UnsafeModelError: the file of weights asks for more than weights, or Python would have to run a part of the
+            configuration.
+        ModelError: a part is missing or unknown, or parts contradict each other.
     """
     metadata = read_json(folder / CONFIGS / METADATA, nan_as_null=True)
     configuration = _configuration(folder, metadata)
@@ -100,7 +101,7 @@ def convert(folder: Path, destination: Path) -> ModelCard:
 
 
 def _is_for_pictures(configuration: Configuration, network: Description) -> bool:
-    """Whether the network sees pictures of one plane, and not volumes slice by slice."""
+    """Whether the network processes pictures, and not the slices of volumes."""
     inferer = inferer_name(Component.at(configuration, "inferer"))
     return network.dimensions == 2 and inferer != SLICES
 
@@ -117,14 +118,14 @@ def _configuration(folder: Path, metadata: Mapping[str, Any]) -> Configuration:
 
 
 def _network(configuration: Configuration, folder: Path) -> dict[str, Any]:
-    """The network as a card has it."""
+    """Return the network as it is written in a card."""
     entry = next(name for name in ("network_def", "network") if name in configuration)
     component = Component.at(configuration, entry)
     name = network_name(component.target)
     if name is None:
         raise component.unknown(
-            "not a network that is known",
-            f"run the bundle with MONAI itself; known here are {', '.join(KINDS)} of MONAI",
+            "not a supported network",
+            f"run the bundle with MONAI itself; supported are {', '.join(KINDS)} of MONAI",
         )
     arguments = _arguments(component, name, folder)
     try:
@@ -135,7 +136,7 @@ def _network(configuration: Configuration, folder: Path) -> dict[str, Any]:
 
 
 def _arguments(component: Component, name: str, folder: Path) -> dict[str, Any]:
-    """The arguments of a network; those that describe the topology of a DiNTS come with its codes."""
+    """Return the arguments of a network. For a DiNTS they contain the codes of its topology."""
     names = sorted(component.names() - KINDS[name].dropped)
     if name != "DiNTS":
         return {argument: component.value(argument) for argument in names}
@@ -147,7 +148,7 @@ def _arguments(component: Component, name: str, folder: Path) -> dict[str, Any]:
 def _check_metadata(
     configuration: Configuration, metadata: Mapping[str, Any], network: Description
 ) -> None:
-    """Refuse a network whose channels are not those that the metadata speaks of."""
+    """Refuse a network whose numbers of channels differ from those in the metadata."""
     data = metadata.get("network_data_format")
     for direction, count in (("inputs", network.in_channels), ("outputs", network.classes)):
         ports = data.get(direction) if isinstance(data, dict) else None
@@ -158,7 +159,7 @@ def _check_metadata(
             if alone and type(told) is int and told not in allowed:
                 raise configuration.wrong(
                     "network_def",
-                    f"the network has {count} channels of {direction}, and {METADATA} says {told} "
+                    f"the network has {count} channels of {direction}, but {METADATA} says {told} "
                     f"of {shown(name)}",
                 )
 
@@ -166,12 +167,12 @@ def _check_metadata(
 def _labels(
     metadata: Mapping[str, Any], network: Description, after: Postprocessing, regions: bool
 ) -> tuple[Named, list[int]]:
-    """Labels, and the network's channels in their order."""
+    """Return the labels, and the channels of the network in their order."""
     names = channel_names(metadata, network.classes)
     if not regions:
         if network.classes < 2:
             raise ModelError(
-                "The network answers with one channel, and the configuration takes the largest of its channels."
+                "The network has one output channel, but the configuration takes the largest of several."
             )
         return exclusive(names, network.classes), list(range(network.classes))
     if after.merge is not None and {channel for channel, _ in after.merge} != set(
@@ -184,7 +185,7 @@ def _labels(
 
 
 def _weights(folder: Path, configuration: Configuration) -> Path:
-    """The file of weights that the configuration loads, which must lie in the folder for them."""
+    """Return the file of weights that the configuration loads. It must be in the folder for weights."""
     named = next(iter(_loaded(configuration)), "model.pt")
     for name in dict.fromkeys((named, "model.pt")):
         if (folder / MODELS / name).is_file():
@@ -203,7 +204,7 @@ def _weights(folder: Path, configuration: Configuration) -> Path:
 
 
 def _loaded(configuration: Configuration) -> Iterator[str]:
-    """Names of the files that its loaders of checkpoints name."""
+    """Return the names of the files that the checkpoint loaders of the configuration read."""
     entries = ["checkpointloader"]
     if "handlers" in configuration:
         handlers = configuration.raw(configuration.followed("handlers"))
@@ -243,14 +244,14 @@ def _channels(
 
 
 def _modality(port: Mapping[str, object]) -> str:
-    """The modality of an input; ANY if it is not said."""
+    """Return the modality of an input; ANY if the metadata does not state it."""
     named = str(port.get("modality") or "any").strip().upper()[:16]
     named = MODALITIES.get(named, named)
     return named if named.isprintable() and named else "ANY"
 
 
 def _spacing(steps: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """The spacing in mm of the voxels that the network sees; 1 mm if it takes those of the scan."""
+    """Return the spacing in mm to which images are resampled; 1 mm if they are not resampled."""
     for step in steps:
         if step["transform"] == "Spacing":
             x, y, z = (float(length) if length > 0 else 1.0 for length in step["pixdim"])
@@ -272,7 +273,7 @@ def _refinements(after: Postprocessing, named: Named) -> tuple[Refinement, ...]:
 
 
 def _told(folder: Path, metadata: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """What the metadata tells people."""
+    """Return the texts of the card, from the metadata."""
     version = _line(metadata.get("version")) or "unknown"
     references = metadata.get("references")
     cited = [_line(item) for item in references] if isinstance(references, list) else []
@@ -308,7 +309,7 @@ def _origin(metadata: Mapping[str, object]) -> str:
 
 
 def _performance(metrics: Any) -> dict[str, Any]:
-    """Figures of the authors: numbers, perhaps one level deeper."""
+    """Return the figures that the authors state: numbers, or objects of numbers."""
 
     def numbers(values: Any) -> dict[str, float]:
         return {
@@ -327,11 +328,11 @@ def _performance(metrics: Any) -> dict[str, Any]:
 
 
 def _line(value: Any) -> str:
-    """Text as one printable line."""
+    """Return a text as one printable line."""
     text = value if isinstance(value, str) else ""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:LONGEST_TEXT]
 
 
 def named_id(name: str) -> str:
-    """An id from the name of a folder or file."""
+    """Return a model id made from the name of a folder or file."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:64] or "monai-bundle"

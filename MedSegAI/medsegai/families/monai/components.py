@@ -1,4 +1,4 @@
-"""Components of a configuration: entries with a `_target_`, of which only known ones are looked at."""
+"""Components of a configuration, which are entries with a `_target_`. Only known ones are read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from medsegai.models.json_fields import shown
 TARGET = "_target_"
 
 ASIDE = frozenset({TARGET, "_desc_", "_disabled_", "_requires_", "_mode_"})
-"""What MONAI itself reads of a component; its requirements would be run for nothing."""
+"""The keys of a component that MONAI itself reads. `_requires_` only runs other components, so it is ignored."""
 
 MOST_COMPONENTS = 200
 
 BOOLEANS = {"True": True, "False": True}
-"""Texts in place of truth values, as some bundles have them. Python takes any text that is not empty for true."""
+"""Texts that some bundles contain in place of truth values. In Python, every text that is not empty is true."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Component:
     """One entry with a `_target_`.
 
     Attributes:
-        place: name of the entry, for messages.
-        target: what it is to be made of, as written, such as `monai.transforms.Spacingd`.
+        place: the name of the entry, for messages.
+        target: the class as it is written, such as `monai.transforms.Spacingd`.
     """
 
     configuration: Configuration
@@ -36,13 +36,13 @@ class Component:
 
     @classmethod
     def at(cls, configuration: Configuration, name: str) -> Component:
-        """Raises ModelError: there is no component."""
+        """Return the component at a place. Raises ModelError: there is none."""
         place = configuration.followed(name)
         raw = configuration.raw(place)
         target = raw.get(TARGET) if isinstance(raw, dict) else None
         if not isinstance(target, str):
             raise configuration.wrong(
-                name, f"a component with a {TARGET} belongs here, not {shown(raw)}"
+                name, f"it must be a component with a {TARGET}, not {shown(raw)}"
             )
         if target[:1] in "$@%":
             raise configuration.refused(
@@ -54,69 +54,67 @@ class Component:
 
     @property
     def disabled(self) -> bool:
-        """Whether MONAI would leave it out."""
+        """Whether MONAI would skip this component."""
         place = f"{self.place}{SEPARATOR}_disabled_"
         return place in self.configuration and bool(self.configuration.value(place))
 
     def names(self) -> set[str]:
-        """The names of its arguments."""
+        """Return the names of its arguments."""
         return set(self.configuration.raw(self.place)) - ASIDE
 
     def only(self, known: str, ignored: str = "") -> None:
-        """Refuse arguments that are neither known nor of no effect here; both are names apart by blanks."""
+        """Refuse arguments except known ones and those without effect; both are names separated by blanks."""
         unknown = self.names() - set(known.split()) - set(ignored.split())
         if unknown:
             raise self.wrong(
-                sorted(unknown)[0], f"{self.target} has no such argument that is known"
+                sorted(unknown)[0], f"{self.target} does not have a supported argument of this name"
             )
 
     def value(self, argument: str, default: Any = None) -> Any:
-        """An argument with its references followed."""
+        """Return the value of an argument, with references resolved."""
         if argument not in self.names():
             return default
         return self.configuration.value(f"{self.place}{SEPARATOR}{argument}")
 
     def flag(self, argument: str) -> bool:
-        """An argument that is true or false, and false without it."""
+        """Return an argument that is true or false; False if it is missing."""
         value = self.value(argument, False)
         if isinstance(value, list) and value and all(item == value[0] for item in value):
             value = value[0]  # one for each key
         value = BOOLEANS.get(value, value) if isinstance(value, str) else value
         if value is None or isinstance(value, bool):
             return bool(value)
-        raise self.wrong(argument, f"true or false belongs here, not {shown(value)}")
+        raise self.wrong(argument, f"it must be true or false, not {shown(value)}")
 
     def alike(self, argument: str, default: Any = None) -> Any:
-        """An argument that may be given once for each key, if it is the same for all."""
+        """Return an argument that may be given once for each key, but must be the same for all keys."""
         value = self.value(argument, default)
         if isinstance(value, list):
             if not value or any(item != value[0] for item in value):
-                raise self.wrong(
-                    argument, f"one value for all keys belongs here, not {shown(value)}"
-                )
+                raise self.wrong(argument, f"it must be one value for all keys, not {shown(value)}")
             return value[0]
         return value
 
     def three(self, argument: str, default: Any = None) -> Any:
-        """An argument with a number for each axis, which MONAI lets be one number for all."""
+        """Return an argument with a number for each axis. MONAI also accepts one number for all axes."""
         value = self.value(argument, default)
         if not isinstance(value, list):
             return None if value is None else [value] * 3
         return [*value, *value[-1:] * 3][:3]
 
     def keys(self) -> list[str]:
-        """The entries of a case that a transform changes."""
+        """Return the entries of a case that a transform changes."""
         keys = self.value("keys", [])
         keys = keys if isinstance(keys, list) else [keys]
         if not keys or not all(isinstance(key, str) for key in keys):
-            raise self.wrong("keys", f"names of images belong here, not {shown(keys)}")
+            raise self.wrong("keys", f"it must be names of images, not {shown(keys)}")
         return keys
 
     def wrong(self, argument: str, why: str) -> ModelError:
         return self.configuration.wrong(f"{self.place}{SEPARATOR}{argument}", why)
 
     def unknown(self, what: str, remedy: str) -> ModelError:
-        """The error for a component that is not on the list."""
+        """Return the error about a component that is not supported."""
         if self.target.partition(".")[0] != "monai" and "." in self.target:
             what = "code of the bundle's own or of another library"
         return self.configuration.refused(
@@ -127,7 +125,7 @@ class Component:
 
 
 def transforms_of(configuration: Configuration, name: str) -> Iterator[Component]:
-    """The transforms of a `Compose`, and of those within it, in order; those that are disabled are left out."""
+    """Return the transforms of a `Compose`, and of those inside it, in order, without disabled ones."""
     waiting, count = [name], 0
     while waiting:
         component = Component.at(configuration, waiting.pop(0))
@@ -149,7 +147,7 @@ def transforms_of(configuration: Configuration, name: str) -> Iterator[Component
 
 
 def transform_name(target: str) -> str | None:
-    """The name of a transform of MONAI without what tells that it takes dictionaries; None for other classes."""
+    """Return the name of a MONAI transform without the suffix for dictionaries; None for other classes."""
     place, _, name = target.rpartition(".")
     if place and not place.startswith("monai.transforms"):
         return None
@@ -160,4 +158,4 @@ def transform_name(target: str) -> str | None:
 
 
 _NAMES_IN_D = frozenset({"SpatialPad", "DivisiblePad", "BorderPad", "CropForeground", "Pad"})
-"""Names of arrays' transforms that end in d themselves."""
+"""Names of transforms of arrays that end in d."""

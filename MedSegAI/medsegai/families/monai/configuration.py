@@ -1,8 +1,8 @@
 """The configuration of a bundle as data: references and arithmetic are resolved, and nothing is run.
 
-MONAI's own parser makes objects of every entry, imports what `imports` says, and evaluates each `$`. Here an entry
-is looked at only when it is asked for; `imports`, `initialize`, `run` and whatever else is not needed to segment
-is never read.
+MONAI's own parser instantiates every entry, executes `imports`, and evaluates each `$`. Here an entry is read
+only when its value is needed. `imports`, `initialize`, `run` and other entries that segmentation does not need are
+never read.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from medsegai.families.monai.files import read_configuration
 from medsegai.models.json_fields import shown
 
 DEEPEST = 60
-"""References and objects within each other."""
+"""The largest depth of references and objects inside each other."""
 
 MOST_VALUES = 100_000
-"""Values that one entry may consist of once its references are followed."""
+"""The largest number of values in one entry after its references are resolved."""
 
 SEPARATOR = "::"
-"""Between the parts of the name of an entry; MONAI also writes #."""
+"""The separator in the name of an entry; MONAI also accepts #."""
 
 METADATA = "_meta_"
-"""Under which name MONAI gives a configuration its metadata."""
+"""The name by which a configuration refers to the metadata in MONAI."""
 
 
 class Configuration:
@@ -35,8 +35,8 @@ class Configuration:
 
     Args:
         path: the file, for messages.
-        data: what it holds.
-        metadata: of the bundle, which a configuration may refer to.
+        data: the content of the file.
+        metadata: the metadata of the bundle, to which a configuration may refer.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Configuration:
 
     @classmethod
     def read(cls, path: Path, metadata: Mapping[str, Any] | None = None) -> Configuration:
-        """Raises FileNotFoundError, ModelError: see `read_configuration`."""
+        """Read a configuration. Raises FileNotFoundError, ModelError: see `read_configuration`."""
         return cls(path, read_configuration(path), metadata)
 
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not _MISSING
 
     def raw(self, name: str) -> Any:
-        """An entry as the file has it, with references and expressions as text.
+        """Return an entry as it is in the file, with references and expressions as text.
 
         Raises:
             ModelError: there is no such entry.
@@ -65,10 +65,10 @@ class Configuration:
         return found
 
     def followed(self, name: str) -> str:
-        """The name of the entry that `name` stands for: its own, unless it is nothing but a reference.
+        """Return the name of the entry that `name` leads to: the same name, unless the entry is a reference.
 
         Raises:
-            ModelError: there is no such entry, or references lead in a circle.
+            ModelError: there is no such entry, or references are circular.
         """
         passed = [name]
         while True:
@@ -81,22 +81,22 @@ class Configuration:
                 raise self.wrong(name, f"{shown(raw)} refers to itself")
 
     def value(self, name: str) -> Any:
-        """An entry with its references followed and its expressions computed.
+        """Return an entry with references resolved and expressions computed.
 
         Raises:
-            ModelError: it or what it refers to is missing, or refers to itself.
-            UnsafeModelError: an expression would have to be run by Python.
+            ModelError: the entry, or one that it refers to, is missing or refers to itself.
+            UnsafeModelError: Python would have to run an expression.
         """
         return _Resolver(self).resolve(self.raw(name), name)
 
     def refused(self, name: str, why: str, remedy: str) -> UnsafeModelError:
-        """The error for an entry that only Python could make a value of."""
+        """Return the error about an entry whose value only Python could compute."""
         return UnsafeModelError(
             f"{self.path}, entry {name}: {why}. Nothing of the configuration was run; {remedy}."
         )
 
     def wrong(self, name: str, why: str) -> ModelError:
-        """The error for an entry that says what cannot be, or what MedSegAI does not do."""
+        """Return the error about an entry that is impossible or not supported."""
         return ModelError(f"{self.path}, entry {name}: {why}.")
 
     def _find(self, name: str) -> Any:
@@ -114,11 +114,11 @@ class Configuration:
 _MISSING = object()
 
 _ALONE = re.compile(r"(?:\$\s*@|@|%)([A-Za-z_]\w*(?:(?:#|::)\w+)*)\s*")
-"""A text that is a reference and nothing else."""
+"""The pattern of a text that only consists of a reference."""
 
 
 class _Resolver:
-    """Follows the references of one entry; it remembers where it is, so that a circle is seen."""
+    """Resolves the references of one entry. It remembers the path, so that circular references are found."""
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
@@ -130,9 +130,9 @@ class _Resolver:
         self._depth += 1
         self._made += 1
         if self._depth > DEEPEST:
-            raise self._configuration.wrong(name, f"values lie more than {DEEPEST} deep")
+            raise self._configuration.wrong(name, f"values are nested more than {DEEPEST} deep")
         if self._made > MOST_VALUES:
-            raise self._configuration.wrong(name, f"it stands for more than {MOST_VALUES} values")
+            raise self._configuration.wrong(name, f"it expands to more than {MOST_VALUES} values")
         try:
             if isinstance(raw, dict):
                 inner = {key: f"{name}{SEPARATOR}{key}" for key in raw}
@@ -158,7 +158,7 @@ class _Resolver:
                 ) from None
         if text.startswith("@"):
             if not REFERENCE.fullmatch(text):
-                raise self._configuration.wrong(name, f"{shown(text)} refers to nothing")
+                raise self._configuration.wrong(name, f"{shown(text)} refers to a missing entry")
             return self._follow(text, name)
         if text.startswith("%"):
             return self._follow("@" + text[1:], name)
@@ -167,7 +167,7 @@ class _Resolver:
     def _follow(self, reference: str, name: str) -> Any:
         target = reference[1:].replace("#", SEPARATOR)
         if target not in self._configuration:
-            raise self._configuration.wrong(name, f"{shown(reference)} refers to nothing")
+            raise self._configuration.wrong(name, f"{shown(reference)} refers to a missing entry")
         if target in self._following:
             raise self._configuration.wrong(
                 name, f"{shown(reference)} refers to itself through {len(self._following)} others"

@@ -1,9 +1,8 @@
-"""Expressions in configurations of MONAI bundles, evaluated without names, attributes or calls but a few of ours.
+"""Expressions in configurations of MONAI bundles, computed without names, attributes, or calls except a few.
 
-MONAI hands what follows a `$` to Python's `eval`. Here the text is parsed, and a small interpreter computes what
-consists of constants, references to other entries, arithmetic, comparisons, conditionals and lists, and `len`,
-`list` and the like of those, which are not looked up in Python. Anything else is refused before any part of it is
-computed.
+MONAI passes the text after a `$` to Python's `eval`. Here the text is parsed, and a small interpreter computes
+constants, references to other entries, arithmetic, comparisons, conditionals, lists, and a few functions such as
+`len` and `list`, which are not looked up in Python. Anything else is refused before any part of it is computed.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from collections.abc import Callable
 from typing import Any
 
 LONGEST = 2000
-"""Letters of an expression. The longest that bundles of the MONAI Model Zoo need to segment have a hundred."""
+"""The largest number of letters in an expression. In the MONAI Model Zoo, segmentation needs at most a hundred."""
 
 LARGEST = 1 << 53
-"""Numbers are smaller: whole ones beyond cannot be told apart as floating-point numbers."""
+"""The limit of numbers. Floating-point numbers cannot represent all whole numbers above it."""
 
 DEEPEST = 40
-"""Parts of an expression within each other."""
+"""The largest depth of an expression."""
 
 MOST_ITEMS = 10_000
-"""Items of a list and letters of a text that an expression may make."""
+"""The largest number of items in a list, or letters in a text, that an expression may make."""
 
 REFERENCE = re.compile(r"@(?:[A-Za-z_]\w*)(?:(?:#|::)\w+)*")
 
@@ -37,7 +36,7 @@ CONSTANTS: dict[str, Any] = {
     **{f"{module}.float64": "float64" for module in ("torch", "np", "numpy")},
     "torch.float": "float32",
 }
-"""Whole expressions that are names of constants. They are looked up as text and never as names."""
+"""Expressions that are names of constants. The whole text is compared, and never evaluated as a name."""
 
 _PLACEHOLDER = "reference_"
 
@@ -76,23 +75,23 @@ _CALLED: dict[str, Callable[..., Any]] = {
     "range": _range,
     "int": lambda value: math.trunc(value),
 }
-"""What may be called, with constants and references alone."""
+"""The functions that may be called, with constants and references as arguments."""
 
 
 class Refused(ValueError):
-    """The expression would need Python to run it; `str` of the error says which part of it."""
+    """Only Python could compute the expression; `str` of the error names the part."""
 
 
 def evaluate(text: str, refer: Callable[[str], Any]) -> Any:
-    """The value of an expression.
+    """Return the value of an expression.
 
     Args:
-        text: what follows the `$`.
-        refer: gives the value of a reference such as `@network_def#in_channels`.
+        text: the text after the `$`.
+        refer: the function that returns the value of a reference such as `@network_def#in_channels`.
 
     Raises:
-        Refused: it holds a name, a call, an attribute, or anything else that is not arithmetic on constants and
-            references; or it is too long, or makes too large a value.
+        Refused: it contains a name, a call, an attribute, or anything else that is not arithmetic on constants
+            and references; or it is too long, or its value is too large.
     """
     text = text.strip()
     if text in CONSTANTS:
@@ -106,7 +105,7 @@ def evaluate(text: str, refer: Callable[[str], Any]) -> Any:
 
 
 def parse(text: str) -> tuple[ast.expr, dict[str, str]]:
-    """The syntax tree of an expression, and which reference each of the names in it stands for.
+    """Return the syntax tree of an expression, and the reference that each name in it stands for.
 
     Raises:
         Refused: the text is not an expression of Python, or is too long.
@@ -126,7 +125,7 @@ def parse(text: str) -> tuple[ast.expr, dict[str, str]]:
 
 
 def _check(tree: ast.expr, references: dict[str, str], depth: int = 0) -> None:
-    """Refuse a tree with a node that is not known, also where it would never be computed."""
+    """Refuse a tree with an unknown node, even if this node would not be computed."""
     if isinstance(tree, ast.Call):
         known = isinstance(tree.func, ast.Name) and tree.func.id in _CALLED
         if not known or tree.keywords:
@@ -146,7 +145,7 @@ def _check(tree: ast.expr, references: dict[str, str], depth: int = 0) -> None:
 
 
 class _Interpreter:
-    """Computes the nodes of a syntax tree that it knows."""
+    """Computes the known nodes of a syntax tree."""
 
     def __init__(self, references: dict[str, str], refer: Callable[[str], Any]) -> None:
         self._references, self._refer = references, refer
@@ -248,11 +247,11 @@ _KINDS: dict[type[ast.expr], str] = {
     ast.JoinedStr: "a formatted text",
     ast.NamedExpr: "an assignment",
 }
-"""Kinds of nodes that are refused, in words."""
+"""Kinds of refused nodes, in words."""
 
 
 def _checked(value: Any) -> Any:
-    """A value that is not too large."""
+    """Return a value after a check of its size."""
     if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < LARGEST):
         raise Refused("it makes too large a number")
     if isinstance(value, str | list) and len(value) > MOST_ITEMS:

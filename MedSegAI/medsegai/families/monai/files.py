@@ -12,7 +12,7 @@ from medsegai.models.json_fields import DEEPEST, harmless, read_json
 from medsegai.system.regular_files import read_regular
 
 MOST_BYTES = 1 << 20
-"""The largest size of a configuration in YAML. Those of the MONAI Model Zoo have some kilobytes."""
+"""The largest size of a configuration in YAML. In the MONAI Model Zoo they have a few kilobytes."""
 
 MOST_VALUES = 100_000
 
@@ -20,11 +20,11 @@ SUFFIXES = (".json", ".yaml", ".yml")
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    """The object that a file of a bundle holds.
+    """Return the JSON object in a file of a bundle.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelError: it is damaged, too large, nested too deep, or wants more than plain values.
+        ModelError: the file is damaged, too large, nested too deep, or contains more than plain values.
     """
     if path.suffix == ".json":
         return read_json(path)
@@ -49,12 +49,12 @@ def _read_yaml(path: Path) -> object:
 
 
 def _yaml_values(text: str) -> Any:
-    """The values of a YAML document: of YAML's events, those that JSON has as well.
+    """Return the values of a YAML document that has only the types of JSON.
 
-    Anchors are refused, because a few lines of them can stand for gigabytes, and so are tags, which name classes.
+    Anchors are refused, because a few lines of them can expand to gigabytes, and tags, because they name classes.
 
     Raises:
-        ValueError: it is not YAML, or has more than values.
+        ValueError: the text is not YAML, or contains more than values.
     """
     try:
         import yaml
@@ -68,7 +68,7 @@ def _yaml_values(text: str) -> Any:
 
 
 def _values(events: Iterator[Any]) -> Iterator[Any]:
-    """Each document of a stream of events as values, made from the innermost outwards."""
+    """Yield the value of each document in a stream of events."""
     import yaml
 
     scalars = yaml.SafeLoader("")
@@ -106,7 +106,7 @@ def _check_tag(event: Any) -> None:
 
 
 def _scalar(loader: Any, event: Any) -> Any:
-    """A text, number, truth value or null."""
+    """Return a text, number, truth value or None."""
     import yaml
 
     if event.tag is not None and not any(event.implicit):
@@ -123,7 +123,7 @@ def _scalar(loader: Any, event: Any) -> Any:
 
 
 def _mapping(items: list[Any], event: Any) -> dict[str, Any]:
-    """An object of keys and values in turn."""
+    """Return an object from a list of alternating keys and values."""
     keys = items[::2]
     if not all(isinstance(key, str | int | float | None) for key in keys):
         raise ValueError(f"an object that ends in line {event.end_mark.line + 1} has odd keys")

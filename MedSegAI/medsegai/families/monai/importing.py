@@ -1,7 +1,7 @@
-"""From a bundle of MONAI, or a model of Auto3DSeg, to a model folder with safetensors weights.
+"""Conversion of MONAI bundles and Auto3DSeg models to model folders with safetensors weights.
 
-Taken are the folder of a bundle, or a zip archive of it; and the `model.pt` that Auto3DSeg trained, its folder
-with `labels.csv`, or a zip archive of that.
+The input is the folder of a bundle, or a zip archive of it; or the `model.pt` that Auto3DSeg trained, its folder
+with `labels.csv`, or a zip archive of that folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WANTED = re.compile(
     rf"{_ABOVE}configs/[^/]+\.(?:json|ya?ml)|{_ABOVE}models/[^/]+\.pth?|{_ABOVE}(?:model\.pt|labels\.csv)"
     rf"|{_ABOVE}(?:docs/)?LICEN[CS]E(?:\.(?:md|txt))?"
 )
-"""Files of an archive that a card is made from."""
+"""The files of an archive from which a card is made."""
 
 METADATA = re.compile(rf"({_ABOVE})configs/metadata\.json")
 
@@ -43,8 +43,8 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
         The card, or None if `path` is none of these.
 
     Raises:
-        UnsafeModelError: weights want more than weights, or a configuration would have to be run.
-        ModelError: a part is missing, unknown, or contradicts the others.
+        UnsafeModelError: a file asks for more than weights, or Python would have to run a configuration.
+        ModelError: a part is missing or unknown, or parts contradict each other.
     """
     if path.is_dir():
         return _import_folder(path, destination)
@@ -82,7 +82,7 @@ def _import_archive(archive: Path, destination: Path) -> ModelCard | None:
 
 
 def _model_in(archive: Path) -> str | None:
-    """The folder of a bundle, or of a model.pt, in an archive; None if there is none."""
+    """Return the folder of a bundle, or of a model.pt, in an archive; None if there is none."""
     try:
         with open_regular(archive) as file, open_zip(file, MOST_FILES) as opened:
             names = opened.namelist()
@@ -98,7 +98,7 @@ def _model_in(archive: Path) -> str | None:
 
 
 def _kind_of(path: PurePosixPath) -> Kind:
-    """Whatever else lies in a bundle, its scripts above all, stays in the archive."""
+    """Return whether a file is unpacked. Other files of a bundle, such as scripts, stay in the archive."""
     return Kind.WANTED if WANTED.fullmatch(str(path)) else Kind.KNOWN
 
 

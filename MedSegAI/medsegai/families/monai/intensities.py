@@ -1,7 +1,7 @@
-"""The steps of preprocessing that change intensities and leave every voxel where it is.
+"""The steps of preprocessing that change intensities and not the positions of voxels.
 
-Each class is one transform of MONAI 1.6.1 with the same name (`monai.transforms.intensity`), its fields the
-arguments that matter. `groups` are the channels that a step sees together; without it all are one group.
+Each class corresponds to the transform of MONAI 1.6.1 with the same name (`monai.transforms.intensity`), and its
+fields are the arguments that matter. `groups` lists the channels that a step scales together; None for all.
 Means and percentiles are computed as MONAI does, in float32.
 """
 
@@ -22,7 +22,7 @@ Groups = tuple[tuple[int, ...], ...]
 
 
 def _together(scan: Scan, groups: Groups | None, channel_wise: bool) -> Iterator[Tensor]:
-    """Views (channel, x, y, z) of the channels that are scaled together."""
+    """Yield views (channel, x, y, z) of the channels that are scaled together."""
     for group in groups or (tuple(range(len(scan.voxels))),):
         first, last = group[0], group[-1]
         if not channel_wise and group != tuple(range(first, last + 1)):
@@ -35,7 +35,7 @@ def _together(scan: Scan, groups: Groups | None, channel_wise: bool) -> Iterator
 
 @dataclass(frozen=True)
 class ScaleIntensityRange:
-    """From `a_min` and `a_max` to `b_min` and `b_max`, perhaps clipped to these."""
+    """Map `a_min` and `a_max` to `b_min` and `b_max`, and clip to these if wanted."""
 
     a_min: float
     a_max: float
@@ -58,9 +58,9 @@ class ScaleIntensityRange:
 
 @dataclass(frozen=True)
 class ScaleIntensityRangePercentiles:
-    """From the percentiles `lower` and `upper` of the image to `b_min` and `b_max`.
+    """Map the percentiles `lower` and `upper` of the image to `b_min` and `b_max`.
 
-    With `relative` to where these percentiles lie between `b_min` and `b_max`.
+    If `relative` is true, they are mapped to the corresponding shares of the range from `b_min` to `b_max`.
     """
 
     lower: float
@@ -90,7 +90,7 @@ class ScaleIntensityRangePercentiles:
 
 @dataclass(frozen=True)
 class ScaleIntensity:
-    """The range of the image to `minv` and `maxv`; without both, intensities times 1 + `factor`."""
+    """Map the range of the image to `minv` and `maxv`; without both, multiply intensities by 1 + `factor`."""
 
     minv: float | None = 0.0
     maxv: float | None = 1.0
@@ -121,7 +121,7 @@ class ScaleIntensity:
 
 @dataclass(frozen=True)
 class NormalizeIntensity:
-    """Less `subtrahend` (the mean), by `divisor` (the standard deviation); perhaps only what is not zero.
+    """Subtract `subtrahend` (the mean) and divide by `divisor` (the standard deviation), perhaps except for zeros.
 
     Both are single numbers, or one for each channel where channels are treated one by one.
     """
@@ -182,7 +182,7 @@ class ClipIntensityPercentiles:
 
 @dataclass(frozen=True)
 class ThresholdIntensity:
-    """Keep what lies above (or below) `threshold`, and make `cval` of the rest."""
+    """Keep intensities above (or below) `threshold`, and set the others to `cval`."""
 
     threshold: float
     above: bool = True
@@ -203,8 +203,8 @@ class ThresholdIntensity:
 
 @dataclass(frozen=True)
 class Squash:
-    """What Auto3DSeg does beside MONAI's transforms: "sigmoid"; "tanh", 3 tanh(v / 3); or "pet", the sigmoid of
-    intensities above the lowest in standard deviations of the image."""
+    """A function of Auto3DSeg that MONAI does not have: "sigmoid"; "tanh", which is 3 tanh(v / 3); or "pet",
+    the sigmoid of the distance to the lowest intensity in standard deviations of the image."""
 
     function: str
     groups: Groups | None = None
@@ -233,7 +233,7 @@ def _rescale(
     new: tuple[float | None, float | None],
     clip: bool,
 ) -> None:
-    """As `ScaleIntensityRange` of MONAI, in place."""
+    """Scale in place, as `ScaleIntensityRange` of MONAI does."""
     (a_min, a_max), (b_min, b_max) = old, new
     if a_max - a_min == 0.0:
         values.sub_(a_min).add_(b_min or 0.0)

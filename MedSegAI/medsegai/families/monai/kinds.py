@@ -1,4 +1,4 @@
-"""What a bundle is for, where that is not segmentation of a volume by a network of MONAI."""
+"""The purpose of bundles that do not segment a volume with a network of MONAI."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ KINDS: dict[str, str] = {
     "segmentation of nuclei": r"(?i)hovernet|hover_?net|nuclei|nucle[au]r|cell_?sam",
     "regression": r"(?i)regress|landmark|depth ?map",
 }
-"""Kinds of bundles by words in the names of their parts; the first that fits."""
+"""The kinds of bundles, by words in the names of their parts. The first one that fits counts."""
 
 PARTS = ("network_def", "network", "inferer")
-"""Entries whose targets tell what a bundle is for."""
+"""The entries whose targets show the purpose of a bundle."""
 
 MOST_TARGETS = 300
 
 
 def check_segments(configuration: Configuration, metadata: Mapping[str, Any]) -> None:
-    """Refuse bundles that do something else, by the name of what they do.
+    """Refuse bundles with another purpose, and name that purpose.
 
     Raises:
-        ModelError: it is for something else, or has no network.
+        ModelError: the bundle has another purpose, or does not have a network.
     """
     _check_network(configuration)
     told = " ".join(_targets(configuration))
@@ -43,8 +43,8 @@ def check_segments(configuration: Configuration, metadata: Mapping[str, Any]) ->
                 text is task and "segment" in task.lower() and kind != "interaction by clicks"
             ):
                 raise ModelError(
-                    f"The bundle of {configuration.path} is for {kind} ({found[0]!r}), and MedSegAI runs bundles "
-                    "that segment a volume by themselves. Run it with MONAI."
+                    f"The bundle of {configuration.path} is for {kind} ({found[0]!r}), but MedSegAI only runs "
+                    "bundles that segment a volume by themselves. Run it with MONAI."
                 )
 
 
@@ -57,7 +57,7 @@ def _check_network(configuration: Configuration) -> None:
 
 
 def _targets(configuration: Configuration) -> Iterator[str]:
-    """Targets of the parts that tell what a bundle does, and of its preprocessing."""
+    """Yield the targets of the parts that show the purpose of a bundle, and of its preprocessing."""
     waiting = [
         configuration.raw(part) for part in (*PARTS, "preprocessing") if part in configuration
     ]

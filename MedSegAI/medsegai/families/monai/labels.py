@@ -1,4 +1,4 @@
-"""What the channels of a bundle's answer are called: its metadata says so in more than one way."""
+"""The names of the output channels of a bundle, which its metadata states in one of several ways."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ BACKGROUND = re.compile(
 )
 
 LONGEST = 100
-"""Letters of a structure's name."""
+"""The largest number of letters in the name of a structure."""
 
 _IN_WORDS = re.compile(
     r"(?<![\w.])(?:channel|label|class)?\s*#?(\d{1,4})\s*(?:is|are|for|as|means|stands for|[:=-])?\s+"
     r"(?:the\s+)?([A-Za-z][\w /()'-]*?)(?=\s*(?:[,;.]|$|\band\b(?=\s+(?:channel|label|class)?\s*\d)))"
 )
-"""The parts of a sentence such as "1 is artery, channel 2 for Whole tumor"."""
+"""The pattern of the parts of a sentence such as "1 is artery, channel 2 for Whole tumor"."""
 
 _COUNTS = re.compile(r"(?i)channels?\b|class(?:es)?\b|data\b|labels?\b|d\b")
-"""How a name begins that only follows a number: "3 channels data"."""
+"""The beginning of words that follow a number without being a name, as in "3 channels data"."""
 
 NESTED = (("whole", "complete"), (), ("core",), ("enhanc",))
-"""Words for regions of a tumour, from those that hold others to those that lie within: the innermost is shown."""
+"""Words for regions of a tumour, from the outermost to the innermost, which is shown."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Named:
     """Labels, and whether they have names.
 
     Attributes:
-        labels: in the order in which those that come later cover the others.
-        classes: for each channel of a member the label values that it feeds.
-        note: what a person should know about the names; "" for nothing.
+        labels: the labels; later ones cover earlier ones.
+        classes: the label values that each channel of a member predicts.
+        note: a remark about the names for the user, or "".
     """
 
     labels: tuple[Label, ...]
@@ -46,7 +46,7 @@ class Named:
 
 
 def channel_names(metadata: Mapping[str, Any], classes: int) -> dict[int, str]:
-    """Names of channels as far as the metadata gives them: from definitions, else from what sentences say."""
+    """Return the names of channels that the metadata defines, or else mentions in sentences."""
     outputs = _mapping(_mapping(metadata.get("network_data_format")).get("outputs"))
     output = _mapping(outputs.get("pred") or next(iter(outputs.values()), None))
     for given in (
@@ -61,7 +61,7 @@ def channel_names(metadata: Mapping[str, Any], classes: int) -> dict[int, str]:
 
 
 def exclusive(names: Mapping[int, str], classes: int) -> Named:
-    """Labels of a network whose largest channel wins; channel 0 is background."""
+    """Return the labels of a network whose largest channel wins; channel 0 is the background."""
     values = range(1, classes)
     made, note = _made({value: names.get(value, "") for value in values})
     return Named(made, ((), *((value,) for value in values)), note)
@@ -70,13 +70,13 @@ def exclusive(names: Mapping[int, str], classes: int) -> Named:
 def overlapping(
     names: Mapping[int, str], classes: int, merge: Sequence[tuple[int, int]] | None
 ) -> tuple[Named, list[int]]:
-    """Labels of a network with a threshold for each channel, and its channels in the order of the labels.
+    """Return the labels of a network with a threshold for each channel, and its channels in their order.
 
-    A voxel shows the last of the regions that it lies in.
+    A voxel gets the last of the regions that contain it.
 
     Args:
-        merge: (channel, value) in this order, if the configuration says so; else regions that hold others come
-            first where their names tell, and the rest as the channels come.
+        merge: the (channel, value) pairs in this order, if the configuration has them; otherwise outer regions
+            come first if their names are known, and the others have the order of the channels.
     """
     if merge is None:
         ranked = sorted(
@@ -97,7 +97,7 @@ def _rank(name: str) -> int:
 
 
 def _made(names: Mapping[int, str]) -> tuple[tuple[Label, ...], str]:
-    """Labels of these values; names that are missing or given twice are told apart by the value."""
+    """Return labels with these values; missing and repeated names get the value."""
     labels, seen, made_up = [], set(), 0
     for value, name in names.items():
         if not name:
@@ -118,7 +118,7 @@ def _made(names: Mapping[int, str]) -> tuple[tuple[Label, ...], str]:
 
 
 def _pairs(given: Any) -> list[tuple[int, str]]:
-    """(channel, name) of an object in either direction, a list, or a sentence."""
+    """Yield (channel, name) from an object in either direction, a list, or a sentence."""
     if isinstance(given, list):
         return [(number, name) for number, name in enumerate(given) if isinstance(name, str)]
     if isinstance(given, str):
@@ -142,7 +142,7 @@ def _number(value: Any) -> int | None:
 
 
 def _one_line(name: str) -> str:
-    """A name without line breaks and what else cannot be printed."""
+    """Return a name without line breaks and other characters that cannot be printed."""
     words = "".join(letter if letter.isprintable() else " " for letter in name).split()
     return " ".join(words).strip(" .,;:")[:LONGEST].strip()
 

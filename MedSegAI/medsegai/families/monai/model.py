@@ -1,4 +1,4 @@
-"""A model of MONAI as one part: its network moves over the prepared scan, and answers plane by plane."""
+"""A model of MONAI as one part of a result: its network is applied to the prepared scan plane by plane."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def load(card: ModelCard) -> MonaiModel:
     """Load a card of this family; networks are read when they are first used.
 
     Raises:
-        ModelError: its settings do not describe a network of MONAI and what stands around it.
+        ModelError: its settings do not describe a network of MONAI and its processing.
     """
     return MonaiModel(card)
 
 
 class MonaiModel(NetworkModel["_Network"]):
-    """One network, or several whose answers are averaged."""
+    """One network, or several whose predictions are averaged."""
 
     def __init__(self, card: ModelCard) -> None:
         self.settings = Settings.of(card)
@@ -53,7 +53,7 @@ class MonaiModel(NetworkModel["_Network"]):
         compute: Compute,
         progress: Progress,
     ) -> list[Part]:
-        """One part with the networks that are asked for, each once per pass where dropout is on."""
+        """Return one part with the requested networks, each once for each pass with dropout."""
         require_all_channels(self.card, inputs.scans)
         networks = [
             self.networks[member.name] for member in self.card.chosen_members(request.members)
@@ -91,7 +91,7 @@ class MonaiModel(NetworkModel["_Network"]):
         ]
 
     def _prepared(self, inputs: Sequence[Volume], progress: Progress) -> Scan:
-        """The input of the network."""
+        """Return the input of the network."""
         scan = Scan.of(inputs)
         for number, step in enumerate(self.settings.steps):
             progress.step("prepare", number / len(self.settings.steps), 1.0)
@@ -132,7 +132,7 @@ class MonaiModel(NetworkModel["_Network"]):
 
 
 def _planes_of(ready: Geometry, scan: Geometry) -> tuple[int, bool]:
-    """The axis (k, j, i) of the scan that became the first of what is ready, and whether it was reversed."""
+    """Return the axis (k, j, i) of the scan that became the first of the input, and whether it was reversed."""
     along = (ready.ras_to_ijk @ scan.ijk_to_ras)[2, :3]  # for each of i, j, k; all but one are zero
     axis = int(abs(along).argmax())
     return 2 - axis, bool(along[axis] < 0)
@@ -149,14 +149,14 @@ class _Network(MemberNetwork):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether a pass with dropout differs from another."""
+        """Whether the network has dropout, so that passes differ."""
         return any(
             isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0
             for layer in self.load().modules()
         )
 
     def usual_batch(self) -> tuple[int, ...] | None:
-        """A window, if the model says how large that is; an image that is smaller has others."""
+        """Return the shape of a window if the model states it. Smaller images have other windows."""
         inferer = self._settings.inferer
         sizes = [
             size for axis, size in enumerate(inferer.roi_size or ()) if axis != inferer.slice_axis
@@ -194,7 +194,7 @@ class WindowMember:
 
     Attributes:
         order: the axes (x, y, z) of the network in the order of the window's axes.
-        seed: of the dropout; None without it.
+        seed: the seed of the dropout; None without dropout.
     """
 
     name: str
@@ -207,7 +207,7 @@ class WindowMember:
     seed: int | None = None
 
     def predict(self, compute: Compute, step: Step) -> Iterator[Block]:
-        """Whole planes, in order."""
+        """Yield whole planes, in order."""
         done = 0
         runner = self.network.runner(compute, dropout=self.seed is not None)
         runner.expect(compute, self.window.tiles)
@@ -265,7 +265,7 @@ class WindowMember:
             ) from error
 
     def _activated(self, values: Tensor) -> Tensor:
-        """Probabilities, where those and not the network's own answers are interpolated."""
+        """Return probabilities if these are interpolated, and not the output of the network."""
         if self.settings.reading.order is not None:
             values = values[[0, *(1 + channel for channel in self.settings.reading.order)]]
         if not self.settings.reading.activated:

@@ -1,4 +1,4 @@
-"""The inferer and the postprocessing of a bundle as a card has them."""
+"""The inferer and the postprocessing of a bundle, as they are written in a card."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NO_EFFECT = frozenset(
         *("DeleteItems", "CopyItems", "DataStats", "EnsureChannelFirst", "LoadImage"),
     }
 )
-"""Transforms after the network that change no label."""
+"""Transforms after the network that do not change labels."""
 
 PICTURE_AXIS = 2
-"""The axis z, of which pictures have a single plane."""
+"""The axis z, along which pictures have a single plane."""
 
 SLICES = "SliceInferer"
 
@@ -37,14 +37,14 @@ SLIDING = frozenset({"SlidingWindowInferer", "SlidingWindowInfererAdapt"})
 
 @dataclass
 class Postprocessing:
-    """What comes after the network.
+    """The steps after the network.
 
     Attributes:
-        reading: as a card has it.
-        merge: (channel, value) from the lowest to the highest rank, where channels that overlap become one label
-            map.
-        largest: labels, or groups of them, of which only the largest part is kept.
-        notes: where the result will differ from that of MONAI, in words.
+        reading: the settings as they are written in a card.
+        merge: the (channel, value) pairs from the lowest to the highest rank, if overlapping channels become one
+            label map.
+        largest: the labels, or groups of labels, of which only the largest part is kept.
+        notes: the differences to the result of MONAI, in words.
     """
 
     reading: dict[str, Any] = field(default_factory=dict)
@@ -54,14 +54,14 @@ class Postprocessing:
 
 
 def read_inferer(configuration: Configuration, dimensions: int = 3) -> dict[str, Any]:
-    """The sliding window; without a size of windows it is the whole image.
+    """Return the sliding window; without a size of windows, it is the whole image.
 
     Args:
-        configuration: of the bundle.
-        dimensions: of its network.
+        configuration: the configuration of the bundle.
+        dimensions: the number of dimensions of its network.
 
     Raises:
-        ModelError: the inferer or an argument of it is not known, or it cannot run such a network.
+        ModelError: the inferer or one of its arguments is unknown, or the inferer cannot run such a network.
     """
     component = Component.at(configuration, "inferer")
     name = inferer_name(component)
@@ -75,17 +75,15 @@ def read_inferer(configuration: Configuration, dimensions: int = 3) -> dict[str,
 def _check_inferer(component: Component, name: str, dimensions: int) -> None:
     if name not in (*SLIDING, SLICES):
         raise component.unknown(
-            "not an inferer that is known",
-            f"known are SimpleInferer, {SLICES} and {', '.join(sorted(SLIDING))}",
+            "not a supported inferer",
+            f"supported are SimpleInferer, {SLICES} and {', '.join(sorted(SLIDING))}",
         )
     if name == SLICES and dimensions == 3:
-        raise component.wrong(
-            "_target_", "it runs networks of single planes, and this one is of volumes"
-        )
+        raise component.wrong("_target_", "it runs 2D networks, but this network is 3D")
 
 
 def inferer_name(component: Component) -> str:
-    """The name of an inferer of MONAI; the whole target of another one."""
+    """Return the name of an inferer of MONAI; the whole target of another inferer."""
     place, _, name = component.target.rpartition(".")
     return name if not place or place.startswith("monai.inferers") else component.target
 
@@ -107,25 +105,25 @@ def _sliding_window(component: Component, slices: bool) -> dict[str, Any]:
 
 
 def _in_planes(component: Component, sizes: list[int] | None) -> dict[str, Any]:
-    """The windows of a network of single planes, which are one voxel thick."""
+    """Return the windows of a 2D network, which are one voxel thick."""
     axis = component.value("spatial_dim", 0 if inferer_name(component) == SLICES else PICTURE_AXIS)
     if axis not in (0, 1, 2):
-        raise component.wrong("spatial_dim", "0, 1 or 2 belongs here")
+        raise component.wrong("spatial_dim", "it must be 0, 1 or 2")
     given = component.value("roi_size")
     if isinstance(given, list) and len(given) != 2:
-        raise component.wrong("roi_size", "windows in single planes have two sizes")
+        raise component.wrong("roi_size", "windows of 2D networks have two sizes")
     flat = None if sizes is None else [*sizes[:2][:axis], 1, *sizes[:2][axis:]]
     return {"roi_size": flat, "slice_axis": axis}
 
 
 def read_postprocessing(configuration: Configuration, nearest: bool) -> Postprocessing:
-    """How answers become labels.
+    """Return how predictions become labels.
 
     Args:
-        nearest: whether the preprocessing resamples to the nearest voxel, and so does its inversion.
+        nearest: whether the preprocessing resamples to the nearest voxel, as its inversion then does.
 
     Raises:
-        ModelError: a transform, an argument or their order is not known.
+        ModelError: a transform, an argument, or their order is not supported.
     """
     reader = _Reader(configuration, nearest)
     if "postprocessing" in configuration:
@@ -135,7 +133,7 @@ def read_postprocessing(configuration: Configuration, nearest: bool) -> Postproc
 
 
 class _Reader:
-    """Follows the answer through the transforms."""
+    """Follows the prediction through the transforms."""
 
     def __init__(self, configuration: Configuration, nearest: bool) -> None:
         self._configuration, self._nearest = configuration, nearest
@@ -155,8 +153,8 @@ class _Reader:
         }
         if name not in known:
             raise component.unknown(
-                "not a step of postprocessing that is known",
-                f"known are {', '.join(sorted(known))}",
+                "not a supported step of postprocessing",
+                f"supported are {', '.join(sorted(known))}",
             )
         known[name](component)
 
@@ -167,7 +165,7 @@ class _Reader:
         if self._decision == "threshold" and "sigmoid" not in activation:
             raise self._configuration.wrong(
                 "postprocessing",
-                "a threshold is known for answers that went through a sigmoid only",
+                "a threshold is supported only after a sigmoid",
             )
         self._result.reading = {
             "activation": "none" if activation.startswith("late") else activation or "none",
@@ -185,11 +183,11 @@ class _Reader:
     def _activate(self, component: Component) -> None:
         component.only("keys softmax sigmoid other", "allow_missing_keys dim")
         if component.value("other") is not None:
-            raise component.wrong("other", "only softmax and sigmoid are known")
+            raise component.wrong("other", "only softmax and sigmoid are supported")
         chosen = [name for name in ("softmax", "sigmoid") if component.flag(name)]
         if len(chosen) > 1 or (chosen and (self._activation or self._decision)):
             raise component.wrong(
-                "softmax", "answers are activated once, before labels are decided"
+                "softmax", "predictions can be activated only once, before labels are decided"
             )
         if (
             chosen
@@ -206,11 +204,11 @@ class _Reader:
         elif threshold is None:
             return
         else:
-            raise component.wrong("threshold", "argmax or a threshold of 0.5 is known")
+            raise component.wrong("threshold", "only argmax and a threshold of 0.5 are supported")
         if component.alike("to_onehot") not in (None, False) and decision != "argmax":
-            raise component.wrong("to_onehot", "it is known beside argmax only")
+            raise component.wrong("to_onehot", "it is supported only together with argmax")
         if self._decision:
-            raise component.wrong("argmax", "labels are decided once")
+            raise component.wrong("argmax", "labels can be decided only once")
         self._decision = decision
 
     def _invert(self, component: Component) -> None:
@@ -222,7 +220,7 @@ class _Reader:
         if self._configuration.followed(place) != self._configuration.followed("preprocessing"):
             raise component.wrong("transform", "only the preprocessing can be inverted")
         if self._inversion:
-            raise component.wrong("transform", "the preprocessing is inverted once")
+            raise component.wrong("transform", "the preprocessing can be inverted only once")
         nearest = (
             component.flag("nearest_interp") if "nearest_interp" in component.names() else True
         )
@@ -240,9 +238,7 @@ class _Reader:
         labels = component.value("applied_labels")
         labels = labels if isinstance(labels, list) or labels is None else [labels]
         if labels is not None and not all(type(value) is int for value in labels):
-            raise component.wrong(
-                "applied_labels", f"label values belong here, not {shown(labels)}"
-            )
+            raise component.wrong("applied_labels", f"it must be label values, not {shown(labels)}")
         together = "independent" in component.names() and not component.flag("independent")
         if together and labels is not None:
             self._result.largest.append(labels)
@@ -269,7 +265,7 @@ class _Reader:
 
 
 def drops_background(text: str) -> bool:
-    """Whether it is a `lambda x: x[1:]`, which leaves out the channel of the background and changes no label."""
+    """Whether it is a `lambda x: x[1:]`, which removes the background's channel without an effect on labels."""
     tree, references = parse(text)
     if not isinstance(tree, ast.Lambda) or references:
         return False
@@ -278,15 +274,15 @@ def drops_background(text: str) -> bool:
 
 
 def merged_channels(text: str) -> list[tuple[int, int]]:
-    """Which channels a `lambda x: torch.where(x[[2]] > 0, 4, torch.where(...))` makes which label of.
+    """Return which channel becomes which label in `lambda x: torch.where(x[[2]] > 0, 4, torch.where(...))`.
 
-    Nothing is run: the text must have exactly this form.
+    The text is not run, and must have exactly this form.
 
     Returns:
-        (channel, value), those that others overwrite first.
+        The (channel, value) pairs; later ones overwrite earlier ones.
 
     Raises:
-        Refused: it has another form.
+        Refused: the text has another form.
     """
     try:
         return _merged(*parse(text))
@@ -312,7 +308,7 @@ def _merged(tree: ast.expr, references: dict[str, str]) -> list[tuple[int, int]]
 
 
 def _channel(test: ast.expr, image: str) -> int:
-    """The channel of `x[[2]] > 0`."""
+    """Return the channel of `x[[2]] > 0`."""
     if (
         isinstance(test, ast.Compare)
         and isinstance(test.left, ast.Subscript)

@@ -19,7 +19,7 @@ NO_EFFECT = frozenset(
         *("ToDevice", "Identity", "SelectItems", "DeleteItems", "DataStats", "FlattenSubKeys"),
     }
 )
-"""Transforms that change nothing here: scans are read, and are float32 with a channel in front."""
+"""Transforms without effect here, because scans are read already, as float32 with a channel axis in front."""
 
 
 PLANAR = {
@@ -28,21 +28,21 @@ PLANAR = {
     "DivisiblePad": ("k", 1),
     "CenterSpatialCrop": ("roi_size", -1),
 }
-"""The spatial steps that are known for pictures, and what of each leaves the axis alone that a picture lacks."""
+"""The spatial steps that pictures may have, and the value of each that leaves the third axis unchanged."""
 
 
 def read_preprocessing(
     configuration: Configuration, in_channels: int, pictures: bool = False
 ) -> list[Found]:
-    """The steps, as a card has them.
+    """Return the steps as they are written in a card.
 
     Args:
-        configuration: of the bundle.
-        in_channels: of its network.
+        configuration: the configuration of the bundle.
+        in_channels: the number of input channels of its network.
         pictures: whether the bundle is for pictures of one plane.
 
     Raises:
-        ModelError: a transform or an argument is not known, or images are not joined into the network's channels.
+        ModelError: a transform or an argument is unknown, or images are not joined to the channels of the network.
     """
     reader = _Reader(configuration, in_channels, pictures)
     for component in transforms_of(configuration, "preprocessing"):
@@ -52,7 +52,7 @@ def read_preprocessing(
 
 
 class _Reader:
-    """Follows which images of a case become which channels."""
+    """Keeps track of the channels that the images of a case become."""
 
     def __init__(
         self, configuration: Configuration, in_channels: int, pictures: bool = False
@@ -74,8 +74,8 @@ class _Reader:
             return
         if name not in _ARGUMENTS:
             raise component.unknown(
-                "not a step of preprocessing that is known",
-                f"known are {', '.join(sorted(_ARGUMENTS))}",
+                "not a supported step of preprocessing",
+                f"supported are {', '.join(sorted(_ARGUMENTS))}",
             )
         channels = self._of(component, keys)
         step = {"transform": name, **_ARGUMENTS[name](component)}
@@ -90,7 +90,7 @@ class _Reader:
             raise self._configuration.wrong(component.place, str(error).rstrip(".")) from None
 
     def _aim(self, component: Component, step: Found, channels: Sequence[int]) -> Found:
-        """What a step also needs to know: the images, or groups of them, and axes that it changes."""
+        """Return what else a step needs: the groups of images, and the axes that it changes."""
         name, keys = step["transform"], component.keys()
         if name not in _SPATIAL:
             split = channels != list(range(self._count)) or len(keys) > 1
@@ -101,17 +101,17 @@ class _Reader:
         return found | (self._source(component) if name == "CropForeground" else {})
 
     def _in_plane(self, component: Component, name: str, step: Found) -> Found:
-        """What a step asks of a picture, with a value for the axis that a picture lacks."""
+        """Return the arguments of a step for a picture, with a value for the missing third axis."""
         if name not in PLANAR:
             raise component.unknown(
-                "not a step that is known for networks of single planes",
-                f"known are {', '.join(sorted(PLANAR))}",
+                "not a step that is supported for 2D networks",
+                f"supported are {', '.join(sorted(PLANAR))}",
             )
         argument, unchanged = PLANAR[name]
         return {argument: [*step[argument][:2], unchanged]}
 
     def check_joined(self) -> None:
-        """Raises ModelError: what the network sees is not one image with all channels."""
+        """Raises ModelError: the input of the network is not one image with all channels."""
         joined = self._channels.get("image") or next(iter(self._channels.values()), [])
         if joined != list(range(self._count)):
             raise self._configuration.wrong(
@@ -119,7 +119,7 @@ class _Reader:
             )
 
     def _begin(self, component: Component, keys: list[str]) -> None:
-        """The first transform says which images there are."""
+        """Note the images of a case, which the first transform lists."""
         if self._channels:
             return
         if len(keys) not in (1, self._count):
@@ -141,7 +141,9 @@ class _Reader:
         component.only("keys name dim", "allow_missing_keys")
         name = component.value("name")
         if not isinstance(name, str) or component.value("dim", 0) != 0:
-            raise component.wrong("name", "images are joined as channels, under a name")
+            raise component.wrong(
+                "name", "images must be joined along the channel axis, and get a name"
+            )
         self._channels[name] = self._of(component, keys)
 
     def _source(self, component: Component) -> Found:
@@ -155,7 +157,7 @@ class _Reader:
 
 
 def _given(component: Component, names: str) -> Iterator[tuple[str, Any]]:
-    """Those of the arguments that are given."""
+    """Return the given ones of these arguments."""
     for name in names.split():
         if name in component.names():
             yield name, component.value(name)
@@ -173,7 +175,7 @@ def _orientation(component: Component) -> Found:
     if component.flag("as_closest_canonical"):
         return {"axcodes": "RAS"}
     if component.value("labels") is not None:
-        raise component.wrong("labels", "other names for the sides of the body are not known")
+        raise component.wrong("labels", "other names for the sides of the body are not supported")
     return {"axcodes": component.value("axcodes")}
 
 
@@ -184,9 +186,9 @@ def _spacing(component: Component) -> Found:
     )
     for name in ("diagonal", "scale_extent", "recompute_affine"):
         if component.flag(name):
-            raise component.wrong(name, "only false is known here")
+            raise component.wrong(name, "only false is supported")
     if component.alike("padding_mode", "border") not in ("border", None):
-        raise component.wrong("padding_mode", "only border is known here")
+        raise component.wrong("padding_mode", "only border is supported")
     found = {"pixdim": component.three("pixdim"), "mode": component.alike("mode", "bilinear")}
     if component.alike("dtype") in ("float32", None) and "dtype" in component.names():
         found["dtype"] = "float32"
@@ -257,10 +259,10 @@ def _resize(component: Component) -> Found:
         f"{_IGNORED} anti_aliasing_sigma",
     )
     if component.value("size_mode", "all") != "all":
-        raise component.wrong("size_mode", "only all is known here")
+        raise component.wrong("size_mode", "only all is supported")
     for name in ("align_corners", "anti_aliasing"):
         if component.flag(name):
-            raise component.wrong(name, "only false is known here")
+            raise component.wrong(name, "only false is supported")
     mode = component.alike("mode", "area")
     return {
         "spatial_size": component.three("spatial_size"),
@@ -313,6 +315,6 @@ _ARGUMENTS: dict[str, Callable[[Component], Found]] = {
     "ClipIntensityPercentiles": _clip,
     "ThresholdIntensity": _threshold,
 }
-"""For each transform of MONAI what a card keeps of its arguments."""
+"""The arguments of each transform of MONAI that a card contains."""
 
 _SPATIAL = frozenset(name for name, kind in STEPS.items() if kind.__module__.endswith(".scan"))

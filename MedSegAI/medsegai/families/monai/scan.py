@@ -1,10 +1,11 @@
-"""A scan on its way to a network of MONAI, and the steps that change where its voxels lie.
+"""The scan that a network of MONAI gets, and the steps that change the positions of its voxels.
 
-MONAI has the axes of an image in the order of its file, (x, y, z), and so have the steps here; the geometry that
-goes along keeps the way back. Nothing is turned back by voxels: answers are read on the grid of the input.
+MONAI keeps the axes of an image in the order of its file, (x, y, z), and so do the steps here. The geometry is
+changed together with the voxels. So predictions are read on the grid of the input, and voxels are not transformed
+back.
 
-Each class is one transform of MONAI 1.6.1 with the same name (`monai.transforms.spatial`, `.croppad`), its fields
-the arguments that matter.
+Each class corresponds to the transform of MONAI 1.6.1 with the same name (`monai.transforms.spatial`, `.croppad`),
+and its fields are the arguments that matter.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from medsegai.models.json_fields import number, shown
 from medsegai.volume import Geometry, Volume
 
 BYTES_A_VOXEL = 12
-"""The memory per voxel of a resampled channel: float32, and twice more while it is made."""
+"""The memory in bytes per voxel of a resampled channel: float32, and twice as much while it is computed."""
 
 MOST_VOXELS = 4096
-"""Voxels along an axis, or to be added there, that a step may ask for."""
+"""The largest number of voxels along an axis, or added to it, that a step may request."""
 
 TOLERANCE = 1e-3
-"""Spacings that differ less are the same (MONAI's AFFINE_TOL)."""
+"""Spacings with a smaller difference are equal (MONAI's AFFINE_TOL)."""
 
 EVERYWHERE = Reach(((-math.inf, math.inf),) * 3)
 
@@ -45,14 +46,14 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Scan:
-    """Channels and where they lie.
+    """Channels and their position.
 
     Attributes:
         voxels: float32 (channel, x, y, z).
-        geometry: of (x, y, z) in this order: its first axis is x.
-        reach: where on this grid MONAI's way back finds answers. What lies outside was cropped away, and is
+        geometry: the geometry of the axes (x, y, z) in this order.
+        reach: the part of this grid whose predictions MONAI transforms back. Voxels outside were cropped, and are
             background.
-        resampled: whether the grid has other voxels than the input's.
+        resampled: whether the voxels differ from those of the input.
     """
 
     voxels: Tensor
@@ -62,7 +63,7 @@ class Scan:
 
     @classmethod
     def of(cls, inputs: Sequence[Volume]) -> Scan:
-        """The channels as MONAI reads them from files."""
+        """Return the channels as MONAI reads them from files."""
         geometry = inputs[0].geometry.permuted((2, 1, 0))
         voxels = torch.empty((len(inputs), *geometry.shape))  # a copy: steps work in place
         for channel, volume in zip(voxels, inputs, strict=True):
@@ -75,18 +76,18 @@ class Scan:
         return x, y, z
 
     def permuted(self, order: Sequence[int]) -> Scan:
-        """The same voxels with their axes in another order."""
+        """Return the same voxels with their axes in another order."""
         voxels = self.voxels.permute(0, *(1 + axis for axis in order))
         geometry, reach = self.geometry.permuted(order), self.reach.permuted(order)
         return replace(self, voxels=voxels.contiguous(), geometry=geometry, reach=reach)
 
     def moved(self, start: Sequence[int], shape: Sequence[int], voxels: Tensor) -> Scan:
-        """With `voxels` that begin at voxel `start`, which may lie outside."""
+        """Return a scan of `voxels`, which begin at voxel `start` of this one, or outside of it."""
         geometry = self.geometry.cropped(list(start), list(shape))
         return replace(self, voxels=voxels, geometry=geometry, reach=self.reach.cropped(start))
 
     def cropped(self, start: Sequence[int], stop: Sequence[int]) -> Scan:
-        """The box from `start` to `stop`, inside of the image. Answers beyond it are lost."""
+        """Return the box from `start` to `stop` inside the image. Predictions outside of it are lost."""
         reach = 1.0 if self.resampled else 0.5
         x, y, z = (
             (max(low, first - reach), min(high, last - 1 + reach))
@@ -98,7 +99,7 @@ class Scan:
         return within.moved(start, shape, self.voxels[(slice(None), *box)])
 
     def padded(self, widths: Sequence[tuple[int, int]], mode: str, value: float = 0.0) -> Scan:
-        """With voxels before and behind each axis.
+        """Return the scan with more voxels at both ends of each axis.
 
         Raises:
             ModelError: the image is too small to be continued in this way.
@@ -126,24 +127,24 @@ PAD_MODES: dict[str, Any] = {
     "symmetric": "symmetric",
     **{name: name for name in ("linear_ramp", "maximum", "mean", "median", "minimum")},
 }
-"""Ways to continue an image, and what NumPy calls them."""
+"""The ways to continue an image, with their names in NumPy."""
 
 
 class Step(Protocol):
     """One transform of the preprocessing."""
 
     def check(self) -> None:
-        """Raises ModelError: the step asks for what cannot be."""
+        """Refuse impossible settings. Raises ModelError."""
         ...
 
     def apply(self, scan: Scan) -> Scan:
-        """The changed scan; the voxels of the given one may be overwritten."""
+        """Return the changed scan; the voxels of the given scan may be overwritten."""
         ...
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """Turn the axes towards the sides of the body, such as "RAS"."""
+    """Reorient the axes to the sides of the body, such as "RAS"."""
 
     axcodes: str
 
@@ -175,7 +176,7 @@ class Orientation:
 
 @dataclass(frozen=True)
 class Spacing:
-    """Resample to voxels of `pixdim` mm along x, y, z; one that is not positive keeps that of the image.
+    """Resample to voxels of `pixdim` mm along x, y, z; one that is not positive keeps the image's spacing.
 
     An image whose spacing lies between `min_pixdim` and `max_pixdim` keeps it.
     """
@@ -229,7 +230,7 @@ class Spacing:
 
 @dataclass(frozen=True)
 class Resize:
-    """Bring the image to `spatial_size` voxels in the same box; sizes that are not positive stay as they are."""
+    """Resize the image to `spatial_size` voxels in the same box; a size that is not positive is not changed."""
 
     spatial_size: Triple
     mode: str = "area"
@@ -265,14 +266,14 @@ class Resize:
 
 
 def _nearest_so_far(scan: Scan) -> tuple[Nearest, ...]:
-    """Which voxel of a scan MONAI takes for each of the input; () where that is not known."""
+    """Return which voxel of a scan MONAI reads for each voxel of the input; () if that is unknown."""
     if scan.reach.nearest or scan.resampled:
         return scan.reach.nearest
     return tuple(Nearest(0.0, 1.0, torch.arange(size)) for size in scan.shape)
 
 
 def _nearest_of_torch(source: int, count: int) -> Tensor:
-    """Which of `source` voxels torch's `interpolate` takes for each of `count`: it rounds their edges down."""
+    """Return which of `source` voxels torch's `interpolate` reads for each of `count`: it rounds edges down."""
     scale = torch.tensor(source / count, dtype=torch.float32)
     return (torch.arange(count, dtype=torch.float32) * scale).floor().long().clamp(max=source - 1)
 
@@ -281,7 +282,7 @@ Matrix = NDArray[np.float64]
 
 
 def _moved(bounds: Bounds, matrix: Matrix) -> Bounds:
-    """Positions along each axis on another grid, whose axes are parallel."""
+    """Return positions along each axis on another grid with parallel axes."""
     x, y, z = (
         (low * matrix[axis, axis] + matrix[axis, 3], high * matrix[axis, axis] + matrix[axis, 3])
         for axis, (low, high) in enumerate(bounds)
@@ -290,7 +291,7 @@ def _moved(bounds: Bounds, matrix: Matrix) -> Bounds:
 
 
 def _resized_nearest(scan: Scan, scales: Sequence[float], sizes: Triple) -> tuple[Nearest, ...]:
-    """Which voxel of the input MONAI takes for each of a resized scan; () where that is not known."""
+    """Return which voxel of a resized scan MONAI reads for each voxel of the input; () if that is unknown."""
     return tuple(
         Nearest(
             (known.first + 0.5) * scale - 0.5,
@@ -306,11 +307,11 @@ def _resized_nearest(scan: Scan, scales: Sequence[float], sizes: Triple) -> tupl
 def resized_grid(
     affine: Matrix, shape: Triple, spacing: NDArray[np.float64]
 ) -> tuple[Matrix, Triple]:
-    """The grid that MONAI's `Spacing` resamples to: its matrix and its sizes.
+    """Return the matrix and the sizes of the grid to which MONAI's `Spacing` resamples.
 
-    The first voxel stays where it is, and the last one lies as near to the old one as can be. But MONAI looks for
-    that first voxel by comparing numbers that are zero but for rounding (`compute_shape_offset`): in a turned grid
-    it may not find it, and puts the new grid in the middle of the old one. So the same is computed here as there.
+    The first voxel keeps its position, and the last one is as near to the old one as possible. But MONAI finds the
+    first voxel by comparing numbers that are only zero without rounding errors (`compute_shape_offset`). In a
+    rotated grid it may not find it, and centres the new grid on the old one. The same is computed here.
     """
     rotation = affine[:3, :3] @ np.linalg.inv(
         np.linalg.cholesky(affine[:3, :3].T @ affine[:3, :3]).T
@@ -332,11 +333,11 @@ def resized_grid(
 
 
 def nearest_of_monai(back: Matrix, shape: Triple, resized: Triple) -> tuple[Nearest, ...]:
-    """Which new voxel MONAI takes for each old one, along x, y and z.
+    """Return which new voxel MONAI reads for each old one, along x, y and z.
 
     Args:
-        back: from old voxels to new ones, 4x4.
-        shape, resized: of the old and the new grid.
+        back: the matrix from old voxels to new ones, 4x4.
+        shape, resized: the sizes of the old and the new grid.
     """
     found = []
     for axis, sizes in enumerate(zip(resized, shape, strict=True)):
@@ -349,16 +350,16 @@ def nearest_of_monai(back: Matrix, shape: Triple, resized: Triple) -> tuple[Near
 def positions_of_torch(
     matrix: Matrix, axis: int, sizes: tuple[int, int], dtype: torch.dtype
 ) -> NDArray[np.float64]:
-    """Where the voxels of one grid lie among those of another along one axis, as `grid_sample` has it.
+    """Return the positions of the voxels of one grid on another along one axis, as `grid_sample` computes them.
 
-    Coordinates are scaled to -1 and 1 and back, which costs their last digits. That decides where a position
-    halfway between two voxels is rounded to, and it adds a trace of its neighbour to a voxel that lies exactly on
-    another: what was zero is then no longer zero for a `NormalizeIntensity` of what is not.
+    Coordinates are scaled to the range from -1 to 1 and back, so their last digits are lost. This decides to which
+    side a position halfway between two voxels is rounded. It also adds a trace of its neighbour to a voxel at the
+    position of another one, so that a zero is no longer a zero for a `NormalizeIntensity` of nonzero voxels.
 
     Args:
-        matrix: from voxels of the grid to those of the other, 4x4.
-        sizes: of the other grid, and of the grid.
-        dtype: in which it is computed.
+        matrix: the matrix from voxels of the grid to those of the other grid, 4x4.
+        sizes: the sizes of the other grid and of the grid.
+        dtype: the type of numbers that is used.
 
     Returns:
         Positions within the other grid.
@@ -378,7 +379,7 @@ def positions_of_torch(
 
 
 def _along(voxels: Tensor, axis: int, positions: NDArray[np.float64], linear: bool) -> Tensor:
-    """Values at `positions` along one axis."""
+    """Return the values at `positions` along one axis."""
     if np.array_equal(positions, np.arange(voxels.shape[axis])):
         return voxels
     if not linear:
@@ -429,7 +430,7 @@ class CropForeground:
         return inside.padded(widths, self.mode)
 
     def _extent(self, mask: Tensor, axis: int) -> tuple[int, int]:
-        """The first voxel along an axis that is kept, and the one behind the last; they may lie outside."""
+        """Return the first voxel along an axis that is kept, and the one after the last; they may be outside."""
         others = tuple(other for other in range(3) if other != axis)
         filled = torch.nonzero(mask.any(others[1]).any(others[0]))[:, 0]
         margin, size = self.margin[axis], mask.shape[axis]
@@ -488,7 +489,7 @@ class DivisiblePad:
 
 @dataclass(frozen=True)
 class BorderPad:
-    """Pad by so many voxels before and behind x, y and z: six numbers."""
+    """Pad by these six numbers of voxels: before and after x, y and z."""
 
     spatial_border: tuple[int, int, int, int, int, int]
     mode: str = "constant"

@@ -1,6 +1,6 @@
-"""What a card of this family says: the network, the steps before it, the sliding window, and how answers are read.
+"""The settings of a card of this family: the network, preprocessing, sliding window and postprocessing.
 
-`settings` of a card are what an import found in a configuration, readable, with the names of MONAI:
+The import reads `settings` from a configuration. Their names are those of MONAI:
 
     {"network": {"class": "UNet", "arguments": {...}},
      "preprocessing": [{"transform": "Orientation", "axcodes": "RAS"}, {"transform": "Spacing", ...}, ...],
@@ -42,12 +42,12 @@ STEPS: dict[str, type[Step]] = {
         intensities.Squash,
     )
 }
-"""By their names in a card, which are those of MONAI without the d for dictionaries."""
+"""The steps by their names in a card, which are those of MONAI without the d for dictionaries."""
 
 MOST_STEPS = 100
 
 LARGEST_ROI = 2048
-"""Voxels of a window along an axis."""
+"""The largest number of voxels of a window along an axis."""
 
 USUAL_SIZE = 128
 """The size of a window along an axis with which a network is tried, if its inferer does not have one."""
@@ -68,12 +68,12 @@ class Inferer:
     """The sliding window of `monai.inferers.SlidingWindowInferer`; x, y, z where there are three.
 
     Attributes:
-        roi_size: of the window; where it is not positive, and without it, that of the image.
-        overlap: of neighbouring windows, as a part of the window.
-        mode: "constant" or "gaussian" weights of a window's voxels.
-        sigma_scale: of the Gaussian, as a part of the window.
-        padding_mode, cval: how an image that is smaller than the window is continued.
-        slice_axis: the axis across which a network of single planes is run plane by plane; z for pictures.
+        roi_size: the size of the window; None, or a size that is not positive, stands for the size of the image.
+        overlap: the overlap of neighbouring windows, as a share of the window.
+        mode: the weights of a window's voxels, "constant" or "gaussian".
+        sigma_scale: the standard deviation of the Gaussian, as a share of the window.
+        padding_mode, cval: how an image that is smaller than the window is padded.
+        slice_axis: the axis along which a 2D network is applied plane by plane; z for pictures.
     """
 
     roi_size: tuple[int, int, int] | None = None
@@ -85,7 +85,7 @@ class Inferer:
     slice_axis: int | None = None
 
     def permuted(self, order: Sequence[int]) -> Inferer:
-        """The same windows over an image with its axes in another order."""
+        """Return the same windows for an image with its axes in another order."""
 
         def turned(values: Any) -> Any:
             return None if values is None else tuple(values[axis] for axis in order)
@@ -119,14 +119,14 @@ class Inferer:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the network's answers become labels on the grid of the input.
+    """How predictions of the network become labels on the grid of the input.
 
     Attributes:
-        activation: "softmax", "sigmoid" or "none", applied before answers are interpolated.
-        decision: "argmax", or "threshold" of each channel at one half.
-        inversion: "linear" or "nearest" interpolation on the way back.
-        order: the network's channels in the order of the labels, where that is another; a voxel shows the last of
-            the labels that it has.
+        activation: "softmax", "sigmoid" or "none", which is applied before predictions are interpolated.
+        decision: "argmax", or "threshold", which is one half for each channel.
+        inversion: the interpolation on the grid of the input, "linear" or "nearest".
+        order: the channels of the network in the order of the labels, if that differs; a voxel gets the last of
+            its labels.
     """
 
     activation: str = "softmax"
@@ -159,12 +159,12 @@ class Reading:
 
     @property
     def activated(self) -> bool:
-        """Whether it matters that answers are activated before they are interpolated."""
+        """Whether the activation must be applied before predictions are interpolated."""
         return self.activation != "none" and self.inversion == "linear"
 
     @property
     def answers(self) -> Activation:
-        """What members answer."""
+        """Return what the members predict."""
         if self.regions:
             return Activation.REGION_PROBABILITIES if self.activated else Activation.REGIONS
         return Activation.PROBABILITIES if self.activated else Activation.LOGITS
@@ -172,7 +172,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a card, checked."""
+    """The checked settings of a card."""
 
     network: Description
     steps: tuple[Step, ...]
@@ -181,7 +181,7 @@ class Settings:
 
     @classmethod
     def of(cls, card: ModelCard) -> Settings:
-        """Raises ModelError: the settings are not those of this family, or contradict the card."""
+        """Read the settings of a card. Raises ModelError: they are of another family, or contradict the card."""
         try:
             settings = cls.from_dict(card.settings)
             settings._check(card)
@@ -191,7 +191,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
-        """Raises ModelError: a part is missing or unknown, or has the wrong form."""
+        """Read settings. Raises ModelError: a part is missing or unknown, or has the wrong form."""
         parts = {"network", "preprocessing", "inferer", "postprocessing"}
         if not parts <= set(data):
             raise ModelError(f"{', '.join(sorted(parts - set(data)))} is missing.")
@@ -250,7 +250,7 @@ class Settings:
 
 
 def step_of(data: Any) -> Step:
-    """A step of the preprocessing. Raises ModelError: it is not one."""
+    """Return a step of the preprocessing. Raises ModelError: the data do not describe a step."""
     if not isinstance(data, Mapping) or data.get("transform") not in STEPS:
         named = data.get("transform") if isinstance(data, Mapping) else data
         raise ModelError(f"There is no transform {shown(named)}. Known are {', '.join(STEPS)}.")

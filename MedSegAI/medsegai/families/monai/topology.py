@@ -1,7 +1,7 @@
-"""The topology of a DiNTS in a bundle: the configuration loads it from a file beside the weights.
+"""The topology of a DiNTS in a bundle, which the configuration loads from a file beside the weights.
 
-Such a configuration has `arch_ckpt: $torch.load(@arch_ckpt_path, ...)`, and takes items of it. The expressions are
-compared with this form, and the file is read as data.
+Such a configuration contains `arch_ckpt: $torch.load(@arch_ckpt_path, ...)`, and uses items of it. The expressions
+are compared with this form, and the file is read as data.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _LOADED = re.compile(
 
 
 def topology_of(component: Component, folder: Path) -> dict[str, Any]:
-    """The arguments `dints_space` and `node_a` of a DiNTS, with the codes of its file in them.
+    """Return the arguments `dints_space` and `node_a` of a DiNTS with the codes from the file.
 
     Args:
         component: the network.
-        folder: where the files of weights lie.
+        folder: the folder of the files of weights.
 
     Raises:
         ModelError: the configuration has another form, or the file is missing or damaged.
@@ -38,7 +38,7 @@ def topology_of(component: Component, folder: Path) -> dict[str, Any]:
     configuration = component.configuration
     space = Component.at(configuration, f"{component.place}{SEPARATOR}{TOPOLOGY}")
     if space.target.rpartition(".")[2] != "TopologyInstance":
-        raise space.unknown("not a topology that is known", "known is TopologyInstance")
+        raise space.unknown("not a supported topology", "supported is TopologyInstance")
     found = {
         name: space.value(name) for name in sorted(space.names() - {"arch_code", "device", "cell"})
     }
@@ -53,7 +53,7 @@ def topology_of(component: Component, folder: Path) -> dict[str, Any]:
 
 
 def _codes(configuration: Configuration, name: str, folder: Path) -> Any:
-    """The codes that an entry takes of a file."""
+    """Return the codes that an entry reads from a file."""
     raw = configuration.raw(configuration.followed(name))
     if not isinstance(raw, str):
         return raw

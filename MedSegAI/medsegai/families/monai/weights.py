@@ -1,4 +1,4 @@
-"""Untrusted state dicts as safetensors, through the network that they belong to."""
+"""Conversion of untrusted state dicts to safetensors by means of their network."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ KIND = "file of MONAI's weights"
 NAME, FILE = "network", "network.safetensors"
 
 INSIDE = ("state_dict", "model", "network", "net", "model_state_dict", "network_weights")
-"""Under which names a training keeps the weights beside other things."""
+"""The names under which training programs store the weights."""
 
 
 def read_weights_file(path: Path) -> TorchFile:
-    """Raises UnsafeModelError, ModelError: see `read_torch_file`."""
+    """Read a file of weights. Raises UnsafeModelError, ModelError: see `read_torch_file`."""
     return read_torch_file(path, ALLOWED, KIND)
 
 
 def stored_weights(file: TorchFile) -> dict[str, StoredTensor]:
-    """The weights that a file holds, alone or beside other things.
+    """Return the weights in a file, which may contain other data, too.
 
     Raises:
-        ModelError: it holds none.
+        ModelError: the file does not contain weights.
     """
     content: Any = file.content
     for candidate in (content, *_inside(content)):
@@ -54,10 +54,10 @@ def _inside(content: Any) -> list[Any]:
 def write_member(
     file: TorchFile, network: Mapping[str, Any], classes: tuple[tuple[int, ...], ...], folder: Path
 ) -> MemberCard:
-    """Put the weights into their network, so that they surely fit, and write what it holds.
+    """Load the weights into their network, which proves that they fit, and write the weights of the network.
 
     Raises:
-        ModelError: they are of another network.
+        ModelError: the weights belong to another network.
     """
     description = Description.of(network["class"], network["arguments"])
     try:

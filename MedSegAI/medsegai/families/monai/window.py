@@ -1,7 +1,7 @@
-"""Where MONAI's sliding window stands, and how much each voxel of a window counts.
+"""The positions of MONAI's sliding window, and the weights of its voxels.
 
-As `monai.inferers.sliding_window_inference` of MONAI 1.6.1 does: windows follow each other at whole voxels, the
-last one ends with the image, and an image that is smaller than a window is continued on both sides.
+The result is that of `monai.inferers.sliding_window_inference` of MONAI 1.6.1: windows begin at whole voxels, the
+last one ends with the image, and an image that is smaller than a window is padded on both sides.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from medsegai.families.monai.settings import Inferer
 from medsegai.volume import Box
 
 LEAST_WEIGHT = 1e-3
-"""No voxel of a window counts less."""
+"""The smallest weight of a voxel."""
 
 
 def window_over(image: Tensor, inferer: Inferer, wanted: Box, reversed: bool) -> Window:
-    """All windows over `image` (channel, x, y, z) that touch the `wanted` box of it.
+    """Return all windows over `image` (channel, x, y, z) that touch its `wanted` box.
 
     Raises:
-        ModelError: the image is too small to be continued as the model asks.
+        ModelError: the image is too small for the padding of the model.
     """
     shape = tuple(image.shape[1:])
     asked = inferer.roi_size or (0, 0, 0)
@@ -43,23 +43,23 @@ def window_over(image: Tensor, inferer: Inferer, wanted: Box, reversed: bool) ->
 
 
 def _shifted(box: Box, origin: Sequence[slice]) -> Box:
-    """The box of an image within a larger one, in which the image begins at `origin`."""
+    """Return the box of an image within a larger one, in which the image begins at `origin`."""
     pairs = zip(origin, box, strict=True)
     x, y, z = (slice(at.start + part.start, at.start + part.stop) for at, part in pairs)
     return x, y, z
 
 
 def _touching(size: int, length: int, overlap: float, part: slice) -> list[int]:
-    """The starts of windows along an axis that touch a part of it."""
+    """Return the starts of the windows along an axis that touch a part of it."""
     every = starts(size, length, overlap)
     return [at for at in every if at < part.stop and at + length > part.start]
 
 
 def streaming_order(shape: Sequence[int], inferer: Inferer) -> tuple[int, ...]:
-    """The axes (x, y, z) in the order in which windows are worked off: the sum of a row of them is smallest.
+    """Return the axes (x, y, z) in the order in which windows are processed, which needs the least memory.
 
-    Only the planes below a row of windows are held, so the first axis is the one of which a window is the smallest
-    part.
+    Only the planes below a row of windows are stored, so the first axis is the one of which a window covers the
+    smallest share.
     """
     roi = inferer.roi_size or (0, 0, 0)
     parts = [wish / size if 0 < wish < size else 1.0 for wish, size in zip(roi, shape, strict=True)]
@@ -68,14 +68,14 @@ def streaming_order(shape: Sequence[int], inferer: Inferer) -> tuple[int, ...]:
 
 
 def starts(size: int, roi: int, overlap: float) -> list[int]:
-    """First voxels of the windows along one axis of an image that is at least as long as a window."""
+    """Return the first voxels of the windows along an axis that is at least as long as a window."""
     step = roi if roi == size else max(int(roi * (1 - overlap)), 1)
     count = 1 + max(math.ceil((size - roi) / step), 0)
     return [min(number * step, size - roi) for number in range(count)]
 
 
 def importance(roi: Sequence[int], inferer: Inferer) -> Tensor:
-    """Weight of each voxel of a window, float32 (x, y, z)."""
+    """Return the weight of each voxel of a window, float32 (x, y, z)."""
     if inferer.mode == "constant":
         return torch.ones(tuple(roi))
     weights = torch.ones(())
