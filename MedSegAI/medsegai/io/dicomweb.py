@@ -223,7 +223,7 @@ class Archive:
         self._check_stored(len(files), reasons, missing)
 
     def _check_stored(self, count: int, reasons: Sequence[str], missing: int) -> None:
-        """Refuse an answer with the reasons of failed files, or without a word about others."""
+        """Refuse an answer that reports failed files, or does not confirm that the others were stored."""
         files = counted(count, "file", "files")
         if reasons:
             raise OutputError(
