@@ -90,7 +90,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     inputs, warnings = _read(request, cards, progress)
     box = _region_box(request, inputs[0])
     models = [_model(*_key(card)) for card in cards]
-    output = inputs[0].geometry.cropped(*_start_and_shape(box))
+    output = inputs[0].geometry.part(box)
     job = _SegmentationJob(request, inputs, output, compute, progress, _temperature(request, cards))
     parts = _prepared(job, models, naming)
     ensemble = _predict(job, parts, naming)
@@ -483,10 +483,6 @@ def _region_box(request: SegmentationRequest, scan: Volume) -> tuple[slice, slic
 
 def _cut(scan: Volume, box: tuple[slice, slice, slice], output: Geometry) -> Volume:
     return Volume(scan.voxels[box], output, scan.source)
-
-
-def _start_and_shape(box: Sequence[slice]) -> tuple[list[int], list[int]]:
-    return [part.start for part in box], [part.stop - part.start for part in box]
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,10 @@ class Geometry:
         matrix[:3, 3] = (self.ijk_to_ras @ [start[2], start[1], start[0], 1.0])[:3]
         return Geometry(_three(shape), matrix)
 
+    def part(self, box: Box) -> Geometry:
+        """The part of this grid in a box of slices (k, j, i)."""
+        return self.cropped([side.start for side in box], [side.stop - side.start for side in box])
+
     def permuted(self, order: Sequence[int]) -> Geometry:
         """The same voxels with their axes in another order: new axis n is axis `order[n]` of (k, j, i)."""
         matrix = self.ijk_to_ras.copy()

@@ -109,9 +109,7 @@ class Exporting:
             return self._context.scene.exported(self._present(node), wanted, series, overwrite)
 
         def told(read_as: ExportSource, result: ExportResult) -> None:
-            files = counted(len(result.files), _("file"), _("files"))
-            words = _("Wrote {files} into {folder}.").format(files=files, folder=choice.folder)
-            self._context.panel.show_message("\n".join((words, *result.warnings)))
+            self._tell(choice, result)
 
         def again(error: MedSegAIError) -> bool:
             """Whether the user was asked, so that the error is dealt with."""
@@ -123,6 +121,11 @@ class Exporting:
         title = _("{name}: export").format(name=node.GetName())
         needs_export = bool({"seg", "surfaces"} & {*choice.parts})
         self._run(title, read, told, again, needs_export)
+
+    def _tell(self, choice: ExportChoice, result: ExportResult) -> None:
+        files = counted(len(result.files), _("file"), _("files"))
+        words = _("Wrote {files} into {folder}.").format(files=files, folder=choice.folder)
+        self._context.panel.show_message("\n".join((words, *result.warnings)))
 
     def _may_replace(self, choice: ExportChoice) -> bool:
         agreed = self._context.host.confirm(_(REPLACE).format(folder=choice.folder))

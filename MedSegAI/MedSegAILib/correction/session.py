@@ -275,9 +275,7 @@ class Correction:
         return on_grid(voxels_of(image), geometry_of(image), self._part(box)) != 0
 
     def _part(self, box: Box) -> Geometry:
-        return self._local.cropped(
-            [part.start for part in box], [part.stop - part.start for part in box]
-        )
+        return self._local.part(box)
 
     def _what_the_ai_thought(self) -> tuple[tuple[Any, int] | None, str]:
         """Return the volume of candidates and the label of the segment, or why they are missing."""

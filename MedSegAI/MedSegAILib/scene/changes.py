@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.volume import Box, Geometry
+from medsegai.volume import Geometry
 from MedSegAILib.scene.inputs import transform_to_world
 from MedSegAILib.scene.layers import (
     Layer,
@@ -62,11 +62,7 @@ def changed(before: Any, after: Any) -> Changed | None:
     box_of_all = boxes((gained | lost).view(np.uint8)).get(1)
     if box_of_all is None:
         return None
-    return Changed(gained[box_of_all], lost[box_of_all], _cropped(grid, box_of_all))
-
-
-def _cropped(grid: Geometry, box: Box) -> Geometry:
-    return grid.cropped([side.start for side in box], [side.stop - side.start for side in box])
+    return Changed(gained[box_of_all], lost[box_of_all], grid.part(box_of_all))
 
 
 def largest_change(where: NDArray[np.bool_], grid: Geometry) -> tuple[float, float, float]:

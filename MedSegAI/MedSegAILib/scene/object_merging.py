@@ -102,10 +102,7 @@ def successors(new: Numbers, older: Sequence[Numbers], box: Box) -> dict[int, in
     """
     shared: Counter[tuple[int, int]] = Counter()
     for before in older:
-        both = (new[box] > 0) & (before[box] > 0)
-        pairs = np.stack([new[box][both], before[box][both]]).astype(np.int64)
-        found, sizes = np.unique(pairs, axis=1, return_counts=True)
-        shared.update(dict(zip(map(tuple, found.T.tolist()), sizes.tolist(), strict=True)))
+        shared.update(_shared_voxels(new[box], before[box]))
     continued: dict[int, int] = {}
     taken: set[int] = set()
     for (now, then), _size in shared.most_common():
@@ -113,6 +110,14 @@ def successors(new: Numbers, older: Sequence[Numbers], box: Box) -> dict[int, in
             continued[now] = then
             taken.add(then)
     return continued
+
+
+def _shared_voxels(new: Numbers, before: Numbers) -> dict[tuple[int, int], int]:
+    """Return the number of voxels that each new and each older object share."""
+    both = (new > 0) & (before > 0)
+    pairs = np.stack([new[both], before[both]]).astype(np.int64)
+    found, sizes = np.unique(pairs, axis=1, return_counts=True)
+    return dict(zip(map(tuple, found.T.tolist()), sizes.tolist(), strict=True))
 
 
 def _renumbered(new: Numbers, continued: Mapping[int, int], last: int) -> Numbers:
@@ -163,9 +168,7 @@ def _plan(
     new = result.objects.voxels
     continued = successors(new, older.maps, box)
     fixed = {older.numbers[name] for name in older.fixed}
-    stays = [
-        now for now, then in continued.items() if then in fixed
-    ]  # found again: it stays as it is
+    stays = [now for now, then in continued.items() if then in fixed]  # found again
     new = np.where(np.isin(new, stays), 0, new)
     found = _renumbered(new, continued, max(older.numbers.values(), default=0))
     targets = list(_targets(node, found, older, box))

@@ -172,6 +172,12 @@ def run(arguments: argparse.Namespace) -> int:
     return SOME_FAILED if failed else 0
 
 
+OWN_FORMATS = (
+    "--format is only for the plain layout, because --layout {layout} has "
+    "its own formats. Leave out one of them."
+)
+
+
 def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard], scan: Path) -> BatchFiles:
     """Return what is written for each case, in the chosen layout. Raises RequestError."""
     from medsegai.output.bids_files import dataset_of
@@ -184,10 +190,7 @@ def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard], scan: Path
     if arguments.layout == "plain":
         return BatchFiles(folder, arguments.format or FORMATS[0], **given)
     if arguments.format is not None:
-        raise RequestError(
-            f"--format is only for the plain layout, because --layout {arguments.layout} has "
-            "its own formats. Leave out one of them."
-        )
+        raise RequestError(OWN_FORMATS.format(layout=arguments.layout))
     if arguments.layout == "bids":
         made_by = tuple(f"{card.id} {card.version}" for card in cards)
         return BidsFiles(folder, **given, source=dataset_of(scan), models=made_by)

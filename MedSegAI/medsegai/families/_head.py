@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from medsegai.models.card import SPACINGS_MM, MemberCard
 from medsegai.models.json_fields import number, shown
 from medsegai.preprocessing.conform import conform, conformed_geometry, head_box
 from medsegai.preprocessing.intensity import MODES, scale_intensity
-from medsegai.volume import Geometry, Volume
+from medsegai.volume import Volume
 
 HEAD_MARGIN_MM = 32.0
 """The air kept around the head. With less, labels change, because networks see the border of the image
@@ -82,16 +81,11 @@ class HeadGrid:
         check_memory(geometry.shape, BYTES_A_VOXEL)
         scaled = scale_intensity(conform(scan, geometry, self.antialias), self.intensity)
         box = head_box(scaled, margin=round(self.margin_mm / min(self.spacing_mm)))
-        return Volume(np.ascontiguousarray(scaled[box]), cropped(geometry, box))
+        return Volume(np.ascontiguousarray(scaled[box]), geometry.part(box))
 
     def kept(self, head: Volume) -> tuple[slice, slice, slice]:
         """The box (k, j, i) of the head for which answers are kept."""
         return head_box(head.voxels, margin=round(KEPT_MARGIN_MM / min(self.spacing_mm)))
-
-
-def cropped(geometry: Geometry, box: Sequence[slice]) -> Geometry:
-    """The part of a grid that a box (k, j, i) holds."""
-    return geometry.cropped([part.start for part in box], [part.stop - part.start for part in box])
 
 
 def class_weight_offsets(member: MemberCard) -> Tensor | None:

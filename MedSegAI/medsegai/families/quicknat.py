@@ -22,7 +22,7 @@ from torch import Tensor
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout, random_numbers
-from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
+from medsegai.families._head import HeadGrid, class_weight_offsets
 from medsegai.families._imported_weights import save_imported_weights
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.inference.fusion import side_aware_first
@@ -127,7 +127,7 @@ class QuickNATModel(NetworkModel["_Network"]):
         passes = request.dropout_passes
         check_dropout(request, self.card, has_dropout=self.settings.dropout > 0)
         kept = self._grid.kept(head)
-        answered = cropped(head.geometry, kept)
+        answered = head.geometry.part(kept)
         wanted = answered.box_around_grid(output)
         members = [
             ViewMember(

@@ -18,7 +18,7 @@ from torch import Tensor
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
-from medsegai.families._head import HeadGrid, class_weight_offsets, cropped
+from medsegai.families._head import HeadGrid, class_weight_offsets
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._sliding import logits_by_planes, reporting, sums_dtype, window
 from medsegai.inference.probabilities import Block
@@ -110,7 +110,7 @@ class UNet3DModel(NetworkModel["_Network"]):
     ) -> Part:
         head = grid.head(inputs)
         kept = grid.kept(head)
-        answered = cropped(head.geometry, kept)
+        answered = head.geometry.part(kept)
         wanted = answered.box_around_grid(output)
         image = torch.from_numpy(np.ascontiguousarray(head.voxels[kept]))[None]
         patches = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 import statistics
@@ -223,11 +224,7 @@ def _plot(values: Mapping[str, float], unit: _Unit, far: set[str], pages: Mappin
     """Return a box plot with points, each of which names its case and links to its page."""
     least, most = min(values.values()), max(values.values())
     ends = f"{unit.text(least)} to {unit.text(most)} {unit.name}"
-
-    def x(value: float) -> float:
-        part = (value - least) / (most - least) if most > least else 0.5
-        return round(MARGIN + part * (WIDTH - 2 * MARGIN), 1)
-
+    x = functools.partial(_place, least=least, most=most)
     low, middle, high = map(x, _quartiles(list(values.values())))
     shown = values if len(values) <= MOST_POINTS else {case: values[case] for case in far}
     marks = [
@@ -240,6 +237,11 @@ def _plot(values: Mapping[str, float], unit: _Unit, far: set[str], pages: Mappin
         title = f"{case}: {unit.text(value)} {unit.name}"
         marks.append(_point(title, x(value), case in far, pages[case]))
     return "".join([*marks, "</svg>"])
+
+
+def _place(value: float, least: float, most: float) -> float:
+    part = (value - least) / (most - least) if most > least else 0.5
+    return round(MARGIN + part * (WIDTH - 2 * MARGIN), 1)
 
 
 def _point(title: str, x: float, far: bool, page: str) -> str:

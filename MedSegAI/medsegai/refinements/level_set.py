@@ -133,13 +133,12 @@ def _turned(draft: Draft, order: tuple[int, ...], flips: tuple[int, ...]) -> Dra
 
 def _refined(draft: Draft, options: Options, step: Step) -> tuple[NDArray[np.integer], list[str]]:
     """The new labels, (k, j, i), and notes."""
-    before = draft.labelmap.voxels
-    labels = np.array(before, order="C")
+    labels = np.array(draft.labelmap.voxels, order="C")
     found = label_boxes(labels, options.labels or None)
     free = np.array([0, *found], np.int64)
     reach = margin(draft.labelmap.geometry, options.move_mm, MORE_VOXELS)
     pieces = _pieces(labels, list(found), reach, lambda: step(0.0))
-    claims = _Claims(before.shape)
+    claims = _Claims(labels.shape)
     for number, (value, around) in enumerate(pieces):
         part = part_of(step, number, len(pieces))
         part(0.0)

@@ -138,8 +138,7 @@ class _ScanRun:
         at = window(
             image, configuration["patch_size"], self.request.tile_step, wanted, self.scan.reversed
         )
-        starts = [part.start for part in wanted]
-        grid = ready.geometry.cropped(starts, [part.stop - part.start for part in wanted])
+        grid = ready.geometry.part(wanted)
         if self.scan.reversed:
             grid = grid.flipped(0)
         weights = [member.weight or 1.0 for member in members]
