@@ -159,9 +159,9 @@ def test_a_card_tells_what_quality_to_expect() -> None:
         (("reference", "volumes_ml", "17"), [1], "17 must be a list of 2 values, each a number"),
         (("reference", "volumes_ml", "17"), "1-2", "17 must be a list of 2 values, each a number"),
         (("reference", "volumes_ml", "17"), [1, None], "None"),
-        (("reference", "asymmetry_percent", "17"), [-300, 0], "-200 to 200"),
+        (("reference", "asymmetry_percent", "17"), [-300, 0], "between -200 and 200"),
         (("reference", "asymmetry_percent", "-17"), [-3, 0], "'-17' is not a label value"),
-        (("reference", "largest_part", "17"), 95, "0 to 1"),
+        (("reference", "largest_part", "17"), 95, "between 0 and 1"),
         (("reference", "largest_part"), 0.9, "largest_part must be an object"),
         (
             ("intracranial",),
