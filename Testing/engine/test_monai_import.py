@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a hidden function": (
         "network_def::_target_",
         "monai.networks.nets.os.system",
-        "not a network",
+        "not a supported network",
     ),
     "a transform of the bundle": (
         "preprocessing::transforms::2::_target_",
@@ -180,7 +180,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a window of the wrong size": ("inferer::roi_size", [17, 16, 16], "17 x 16 x 16"),
     "channels unlike the metadata": ("network_def::in_channels", 2, "metadata.json"),
     "classes unlike the metadata": ("network_def::out_channels", 9, "metadata.json"),
-    "a network of planes": ("network_def::spatial_dims", 2, "single planes"),
+    "a network of planes": ("network_def::spatial_dims", 2, "2D networks"),
     "a window without overlap in it": ("inferer::overlap", 1.5, "overlap"),
     "another threshold": (
         "postprocessing::transforms::2",

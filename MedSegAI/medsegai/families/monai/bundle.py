@@ -53,8 +53,7 @@ def convert(folder: Path, destination: Path) -> ModelCard:
     """Write the weights of a bundle to a new folder, and return the card for them.
 
     Raises:
-        UnsafeModelError: the file of weights asks for more than weights, or Python would have to run a part of the
-            configuration.
+        UnsafeModelError: a file asks for more than weights, or Python would have to run the configuration.
         ModelError: a part is missing or unknown, or parts contradict each other.
     """
     metadata = read_json(folder / CONFIGS / METADATA, nan_as_null=True)
