@@ -499,6 +499,18 @@ def test_results_that_are_not_taken_are_said(
     Archive(broken.url).store([result], STUDY)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_a_damaged_result_is_not_sent(share: float, broken: Broken, result: Path) -> None:
+    whole = result.read_bytes()
+    result.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"result.dcm was not sent"):
+        Archive(broken.url).store([result], STUDY)
+    result.write_bytes(whole[:132] + bytes(range(256)))
+    with pytest.raises(InputError, match=r"result.dcm was not sent"):
+        Archive(broken.url).store([result], STUDY)
+    assert broken.asked == []
+
+
 def test_results_are_stored_later(broken: Broken, result: Path, said: Callable[[], str]) -> None:
     """After the archive did not take them at first."""
     words = ["dicomweb", "store", broken.url, "--study", STUDY, str(result)]

@@ -99,7 +99,7 @@ def _print_files(folder: Path, files: Mapping[str, str], scan: Path) -> None:
     print(f"\nIn {folder.resolve()}:")
     for name, file in files.items():
         print(f"  {file:<22} {MEANING[name]}")
-    print(f"\nTo view the result, drag these two files into 3D Slicer:\n  {scan}")
+    print(f"\nTo view the result, drag these two files into 3D Slicer:\n  {scan.resolve()}")
     print(f"  {(folder / files['segmentation']).resolve()}")
 
 

@@ -445,12 +445,28 @@ def _text(value: object) -> str:
 
 def _read(file: Path, study: str) -> pydicom.Dataset:
     try:
-        head = pydicom.dcmread(file)
-        found = str(head.StudyInstanceUID)
-    except (OSError, pydicom.errors.InvalidDicomError, AttributeError) as error:
+        with pydicom.config.disable_value_validation():  # whose warnings quote values
+            head = pydicom.dcmread(file)
+            found, _ = str(head.StudyInstanceUID), head.SOPInstanceUID
+            known = read_file(file)
+            lost = known.is_segmentation and "PixelData" not in head
+            if known.problem is not None or lost or _is_cut(head):
+                raise EOFError
+    except DAMAGE:  # whose messages may quote the header
         raise InputError(
-            f"{file} was not sent, because it is not a DICOM file of a study."
-        ) from error
+            f"{file} was not sent, because it is not a DICOM file of a study, or is damaged."
+        ) from None
     if found != study:
         raise InputError(f"{file} was not sent, because it belongs to another study.")
     return head
+
+
+def _is_cut(head: pydicom.Dataset) -> bool:
+    """Whether the last element has fewer bytes than it promises, which pydicom accepts."""
+    last: Any = head.get_item(max(head.keys()))
+    promised = getattr(last, "length", _UNDEFINED)
+    return promised != _UNDEFINED and len(last.value or b"") < promised
+
+
+_UNDEFINED = 0xFFFFFFFF
+"""The length of elements that end with a mark."""
