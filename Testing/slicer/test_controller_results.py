@@ -125,7 +125,7 @@ def test_the_walk_can_be_held_to_one_structure(shown: House) -> None:
     assert shown.panel.results.last("show_places_within") == ("001_Left",)
 
 
-def test_without_a_doubtful_place_that_is_said(shown: House) -> None:
+def test_without_an_uncertain_region_that_is_said(shown: House) -> None:
     shown.panel.results.next_requested.emit()
     assert shown.panel.message == "There is no uncertain region to go to."
 

@@ -102,7 +102,7 @@ def test_several_corrections_one_after_the_other(editing: Bench) -> None:
 
 
 def paint_across(editing: Bench) -> None:
-    """A stroke from the doubtful part into the other segment."""
+    """A stroke from the uncertain part into the other segment."""
     editing.mouse.stroke(editing.at(15, 10, 8), editing.at(19, 10, 8))
 
 

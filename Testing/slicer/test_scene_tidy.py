@@ -21,7 +21,7 @@ from scene_images import PLACES, add_volume, result_for, two_blocks
 VOLUMES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
 
 
-def doubtful_result(scene: Scene, volume: Any) -> Any:
+def uncertain_result(scene: Scene, volume: Any) -> Any:
     """With entropy and candidates."""
     image = scene.read(volume)
     result = result_for(image, two_blocks(), entropy=True)
@@ -33,7 +33,7 @@ def doubtful_result(scene: Scene, volume: Any) -> Any:
 
 def write(mrml: Any, volume: Any, output: OutputChoice | None = None) -> Any:
     scene = Scene(mrml)
-    return scene.write(volume, doubtful_result(scene, volume), output)
+    return scene.write(volume, uncertain_result(scene, volume), output)
 
 
 def volumes(mrml: Any, shown_only: bool = False) -> list[str]:
@@ -81,7 +81,7 @@ def test_an_update_leaves_no_second_of_it(mrml: Any, volume: Any, mode: OutputMo
         write(mrml, volume, OutputChoice(mode, segmentation))
     else:
         scene = Scene(mrml)
-        result = doubtful_result(scene, volume)
+        result = uncertain_result(scene, volume)
         scene.preview(volume, result, OutputChoice(mode, segmentation)).reject()
     assert volumes(mrml) == known
 
@@ -155,9 +155,9 @@ def drawn(*segmentations: Any) -> list[bool]:
 
 def test_an_older_segmentation_is_not_left_drawn_beneath_a_new_one(mrml: Any, volume: Any) -> None:
     scene = Scene(mrml)
-    first = scene.write(volume, doubtful_result(scene, volume))
+    first = scene.write(volume, uncertain_result(scene, volume))
     assert scene.notes == ()
-    second = scene.write(volume, doubtful_result(scene, volume))
+    second = scene.write(volume, uncertain_result(scene, volume))
     assert drawn(first, second) == [False, True]
     assert scene.notes == (
         "No longer displayed, because the new result shows the same structures: Head segmentation.",
@@ -168,7 +168,7 @@ def test_an_older_segmentation_is_not_left_drawn_beneath_a_new_one(mrml: Any, vo
 
 def test_what_shows_something_else_stays_drawn(mrml: Any, volume: Any) -> None:
     scene = Scene(mrml)
-    result = doubtful_result(scene, volume)
+    result = uncertain_result(scene, volume)
     first = scene.write(volume, result)
     mine = mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
     mine.GetSegmentation().DeepCopy(first.GetSegmentation())
@@ -186,9 +186,9 @@ def test_a_rejected_preview_gives_back_what_it_was_drawn_in_place_of(
     mrml: Any, volume: Any
 ) -> None:
     scene = Scene(mrml)
-    first = scene.write(volume, doubtful_result(scene, volume))
+    first = scene.write(volume, uncertain_result(scene, volume))
     preview = scene.preview(
-        volume, doubtful_result(scene, volume), OutputChoice(OutputMode.PREVIEW)
+        volume, uncertain_result(scene, volume), OutputChoice(OutputMode.PREVIEW)
     )
     assert drawn(first) == [False]
     preview.reject()

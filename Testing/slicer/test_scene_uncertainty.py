@@ -84,7 +84,7 @@ def test_places_keep_their_distance_and_their_number(mrml: Any) -> None:
     assert apart.min() >= 10
 
 
-def test_a_single_voxel_of_doubt_is_less_than_a_doubtful_place(mrml: Any) -> None:
+def test_a_single_voxel_of_doubt_is_less_than_an_uncertain_region(mrml: Any) -> None:
     """Every border has voxels of highest entropy; what is looked at is where many lie together."""
     entropy = hills((40, 34, 42), {(20, 8, 4): 0.5})
     entropy[30, 25, 35] = 0.69
@@ -93,7 +93,7 @@ def test_a_single_voxel_of_doubt_is_less_than_a_doubtful_place(mrml: Any) -> Non
     np.testing.assert_allclose(first.ras, world_of(volume, 4, 8, 20), atol=1.1)
 
 
-def test_where_nothing_is_doubtful_there_are_no_places(mrml: Any) -> None:
+def test_where_nothing_is_uncertain_there_are_no_regions(mrml: Any) -> None:
     scene, _, node = with_entropy(mrml, PLACES["plain"], np.full((20, 20, 40), 0.01))
     assert scene.uncertain_regions(node) == []
     volume = add_volume(mrml, PLACES["plain"])
