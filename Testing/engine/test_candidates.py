@@ -72,41 +72,51 @@ def check(result: SegmentationResult, inside: tuple[Any, ...] = (slice(None),)) 
     assert named.any(), "nothing was in doubt"
 
 
-def test_a_quicknat_of_three_views(tmp_path: Path) -> None:
-    tiny_quicknat.write_model(tmp_path, slices=3)
-    result = run(tmp_path, oblique_head())
-    check(result)
-    doubted = np.unique(result.candidates.second) if result.candidates else ()
+@pytest.fixture(scope="module")
+def quicknat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quicknat")
+    tiny_quicknat.write_model(folder, slices=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(quicknat: Path) -> SegmentationResult:
+    """What a QuickNAT of three views answers if only probabilities and candidates are asked for."""
+    return run(quicknat, oblique_head())
+
+
+@pytest.fixture(scope="module")
+def nnunet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = Made(spacing=COARSE)
+    return make_model(tmp_path_factory.mktemp("nnunet"), made) / made.results_name("3d_fullres")
+
+
+def test_a_quicknat_of_three_views(plain: SegmentationResult) -> None:
+    check(plain)
+    doubted = np.unique(plain.candidates.second) if plain.candidates else ()
     assert len(doubted) > 2
 
 
-def test_a_quicknat_that_is_read_while_it_predicts(tmp_path: Path) -> None:
+def test_a_quicknat_that_is_read_while_it_predicts(quicknat: Path) -> None:
     """One view answers plane by plane, and its planes are gone once they are read."""
-    tiny_quicknat.write_model(tmp_path, slices=3)
-    check(run(tmp_path, oblique_head(), members=("coronal",)))
+    check(run(quicknat, oblique_head(), members=("coronal",)))
 
 
-def test_all_that_can_be_asked_for_at_once(tmp_path: Path) -> None:
-    tiny_quicknat.write_model(tmp_path, slices=3)
-    plain = run(tmp_path, oblique_head())
-    result = run(tmp_path, oblique_head(), uncertainty=True)
+def test_all_that_can_be_asked_for_at_once(quicknat: Path, plain: SegmentationResult) -> None:
+    result = run(quicknat, oblique_head(), uncertainty=True)
     assert result.candidates is not None
     assert plain.candidates is not None
     np.testing.assert_array_equal(result.candidates.second, plain.candidates.second)
 
 
-def test_an_nnunet_answers_with_logits(tmp_path: Path) -> None:
-    made = Made(spacing=COARSE)
-    results = make_model(tmp_path, made) / made.results_name("3d_fullres")
-    check(run(results, made_image(tmp_path / "case_0000.nii.gz"), mirroring=False))
+def test_an_nnunet_answers_with_logits(nnunet: Path, tmp_path: Path) -> None:
+    check(run(nnunet, made_image(tmp_path / "case_0000.nii.gz"), mirroring=False))
 
 
-def test_an_nnunet_and_a_quicknat_together(tmp_path: Path) -> None:
-    made = Made(spacing=COARSE)
-    results = make_model(tmp_path, made) / made.results_name("3d_fullres")
+def test_an_nnunet_and_a_quicknat_together(nnunet: Path, tmp_path: Path) -> None:
     tiny_quicknat.write_model(tmp_path / "tiny", slices=1)
     scan = made_image(tmp_path / "case_0000.nii.gz")
-    check(run(results, scan, mirroring=False, models=(str(results), str(tmp_path / "tiny"))))
+    check(run(nnunet, scan, mirroring=False, models=(str(nnunet), str(tmp_path / "tiny"))))
 
 
 def test_regions_say_what_the_nearest_decision_would_change(tmp_path: Path) -> None:
@@ -149,12 +159,11 @@ def test_regions_one_by_one() -> None:
     torch.testing.assert_close(p_second, torch.tensor([0.2, 0.4, 0.4, 0.2]))
 
 
-def test_outside_of_the_region_nothing_is_known(tmp_path: Path) -> None:
-    tiny_quicknat.write_model(tmp_path, slices=3)
+def test_outside_of_the_region_nothing_is_known(quicknat: Path) -> None:
     scan = oblique_head()
     center = scan.geometry.center_ras
     region = tuple(float(value) for c in center for value in (c - 12, c + 12))
-    result = run(tmp_path, scan, region=region)
+    result = run(quicknat, scan, region=region)
     found = result.candidates
     assert found is not None
     box = scan.geometry.box_around(region)
@@ -166,9 +175,8 @@ def test_outside_of_the_region_nothing_is_known(tmp_path: Path) -> None:
     assert not any(array[outside].any() for array in vars(found).values())
 
 
-def test_they_are_kept_only_on_demand(tmp_path: Path) -> None:
-    tiny_quicknat.write_model(tmp_path, slices=3)
-    assert run(tmp_path, oblique_head(), candidates=False).candidates is None
+def test_they_are_kept_only_on_demand(quicknat: Path) -> None:
+    assert run(quicknat, oblique_head(), candidates=False).candidates is None
 
 
 def test_the_probability_of_one_structure() -> None:
