@@ -230,7 +230,7 @@ def test_the_regions_of_brats_are_merged_as_there(tmp_path: Path) -> None:
 SPOILED: dict[str, tuple[dict[str, Any], str]] = {
     "another network": (
         {"network": {"_target_": "DiNTS", "out_channels": 2}},
-        "SegResNetDS is known",
+        "only SegResNetDS is supported",
     ),
     "a program for a network": (
         {"network": {"_target_": "os.system", "command": "x"}},

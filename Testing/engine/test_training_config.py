@@ -108,9 +108,9 @@ def test_the_fingerprint_knows_what_decides_the_result(tmp_path: Path) -> None:
 def test_the_command_line_changes_the_training_file(tmp_path: Path) -> None:
     read(tmp_path, TRAINING_FILE)
     path = str(tmp_path / "training.toml")
-    words = ["train", "quicknat", path, "--steps", "9", "--views", "axial", "--data", "/d"]
+    words = ["train", "quicknat", path, "--steps", "9", "--views", "axial", "--data", str(tmp_path)]
     config = configured(build_parser().parse_args(words))
-    assert (config.steps, config.members, config.data_root) == (9, ("axial",), Path("/d"))
+    assert (config.steps, config.members, config.data_root) == (9, ("axial",), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +206,6 @@ def test_a_number_beyond_its_limits_is_named(kind: type) -> None:
                 )
                 wrong = {inner: owner(**wrong)}
             with pytest.raises(
-                RequestError, match=f"{item.name.replace('_', '.')}.* (must be|is a range)"
+                RequestError, match=f"{item.name.replace('_', '.')}.* (must (be|lie)|is a range)"
             ):
                 kind(**least, **wrong)

@@ -76,8 +76,9 @@ class JointProbabilities:
             some = unsettled.reshape(-1).nonzero()[:, 0]
             for points in some.split(max(1, VALUES_AT_ONCE // len(self.labels))):
                 answers = self._answers(slab, points)
+                apart = self._mean_entropy(answers)  # before the sum, which is made in place
                 mean = self._sum(answers)
-                gap = self._divergence(answers, mean)
+                gap = self.activation.entropy(mean, 0).sub_(apart)
                 result.view(2, -1)[1, points] = gap.clamp_(min=0.0)
                 result.view(2, -1)[0, points] = self.activation.entropy(
                     self.activation.tempered(mean, 0), 0
@@ -85,11 +86,11 @@ class JointProbabilities:
             self._last = slab, result
         return self._last[1]
 
-    def _divergence(self, answers: Sequence[Tensor], mean: Tensor) -> Tensor:
-        gap = self.activation.entropy(mean, 0)
+    def _mean_entropy(self, answers: Sequence[Tensor]) -> Tensor:
+        mean = torch.zeros(answers[0].shape[1:])
         for answer, weight in zip(answers, self._weights, strict=True):
-            gap.sub_(self.activation.entropy(answer, 0), alpha=weight)
-        return gap
+            mean.add_(self.activation.entropy(answer, 0), alpha=weight)
+        return mean
 
     def _mean(self, slab: Slab, points: Tensor) -> Tensor:
         return self._sum(self._answers(slab, points))

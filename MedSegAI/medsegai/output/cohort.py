@@ -176,12 +176,12 @@ def _structure(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: object) -> float | None:
-    """Return a finite number; None if there is none, for example because the size of a pixel is unknown."""
+    """Return a finite number as it is; None without one, for example if the size of a pixel is unknown."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError("a number is something else")
-    return float(value) if abs(value) < LARGEST else None
+    return value if abs(value) < LARGEST else None
 
 
 @dataclass(frozen=True)
