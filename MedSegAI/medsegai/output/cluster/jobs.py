@@ -113,7 +113,7 @@ def _gone(client: Client) -> WorkerError:
     address = client.scheduler.address if client.scheduler else "?"
     return WorkerError(
         f"The Dask scheduler at {address} no longer responds, but finished cases are kept. "
-        "Start it again, and continue with --resume."
+        "Continue with --resume; if you started the scheduler yourself, start it again first."
     )
 
 
