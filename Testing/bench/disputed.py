@@ -17,12 +17,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from malc import LABELS, MAPPING, SCAN, shared_scans
+from malc import LABELS, MAPPING, SCAN, chosen_scans, shared_scans
 from numpy.typing import NDArray
 
 from medsegai.commands.console import shown_progress
 from medsegai.engine import segment
-from medsegai.errors import InputError, MedSegAIError
+from medsegai.errors import MedSegAIError
 from medsegai.evaluation import read_mapping
 from medsegai.io import read_labelmap, read_volume
 from medsegai.request import SegmentationRequest
@@ -126,12 +126,9 @@ def count(arguments: argparse.Namespace) -> dict[str, Disputed]:
         InputError: the scans are not there.
         MedSegAIError: whatever `segment` raises.
     """
-    scans = sorted(arguments.data.glob(f"*{SCAN}"))[: arguments.cases]
-    if not scans:
-        raise InputError(f"{arguments.data} holds no *{SCAN}. Name the folder with --data.")
     mapping = read_mapping(MAPPING)
     counted = {name: Disputed() for name in GREY}
-    for path in scans:
+    for path in chosen_scans(arguments):
         labels = path.with_name(path.name.replace(SCAN, LABELS))
         drawn = mapping.apply(read_labelmap(labels)[0]).voxels
         image = read_volume(path).voxels.astype(np.float64)

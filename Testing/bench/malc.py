@@ -77,6 +77,14 @@ def shared_scans() -> Path:
     return Path(shared) / "malc2012-train"
 
 
+def chosen_scans(arguments: argparse.Namespace) -> list[Path]:
+    """Return the scans in `--data`, the first `--cases` of them. Raises InputError: the scans are not there."""
+    scans = sorted(arguments.data.glob(f"*{SCAN}"))[: arguments.cases]
+    if not scans:
+        raise InputError(f"{arguments.data} holds no *{SCAN}. Name the folder with --data.")
+    return scans
+
+
 def measure(arguments: argparse.Namespace) -> tuple[Evaluation, float]:
     """Segment and evaluate; also the median seconds per scan.
 
@@ -84,9 +92,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, float]:
         InputError: the scans are not there.
         MedSegAIError: whatever `segment` raises.
     """
-    scans = sorted(arguments.data.glob(f"*{SCAN}"))[: arguments.cases]
-    if not scans:
-        raise InputError(f"{arguments.data} holds no *{SCAN}. Name the folder with --data.")
+    scans = chosen_scans(arguments)
     mapping = read_mapping(MAPPING)
     cases, seconds = [], []
     for number, path in enumerate(scans, start=1):

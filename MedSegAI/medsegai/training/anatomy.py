@@ -109,13 +109,20 @@ def contracted(
     inside = np.isin(labels, config.ventricles)
     if not inside.any():
         return labels
-    margin = [int(np.ceil((config.reach_mm + 2) / spacing)) for spacing in spacing_mm]
-    box = grown(label_boxes(inside.astype(np.uint8))[1], margin, inside.shape)
+    box = _box_around(inside, spacing_mm, config.reach_mm)
     part, inside = labels[box], inside[box]
     coordinates = _moved(inside, spacing_mm, config.reach_mm, contraction_mm)
     varied = labels.copy()
     varied[box] = scipy.ndimage.map_coordinates(part, coordinates, order=0, mode="nearest")
     return varied
+
+
+def _box_around(
+    inside: NDArray[np.bool_], spacing_mm: tuple[float, float, float], reach_mm: float
+) -> tuple[slice, ...]:
+    """Return the box (k, j, i) of a structure and of what is at most `reach_mm` away, with 2 mm to spare."""
+    margin = [int(np.ceil((reach_mm + 2) / spacing)) for spacing in spacing_mm]
+    return grown(label_boxes(inside.astype(np.uint8))[1], margin, inside.shape)
 
 
 def _moved(
@@ -173,8 +180,7 @@ def with_claustrum(
         inside = labels == putamen
         if not inside.any():
             continue
-        margin = [int(np.ceil(gap / spacing)) + 1 for spacing in spacing_mm]
-        box = grown(label_boxes(inside.astype(np.uint8))[1], margin, inside.shape)
+        box = _box_around(inside, spacing_mm, gap)
         part = labels[box]
         inner, outer = (
             scipy.ndimage.distance_transform_edt(part != value, sampling=spacing_mm)
