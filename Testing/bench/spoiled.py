@@ -13,7 +13,6 @@ outside the ventricles is left out everywhere: see `malc.py`. MALC scans are for
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from calibration import to_anterior_inferior_left
-from malc import CREDIT, CSF, LABELS, MAPPING, REPOSITORY, SCAN
+from malc import CREDIT, CSF, LABELS, MAPPING, SCAN, chosen_scans, shared_scans
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from medsegai.engine import segment
-from medsegai.errors import InputError, MedSegAIError
+from medsegai.errors import MedSegAIError
 from medsegai.evaluation import read_mapping
 from medsegai.io import read_labelmap, read_volume
 from medsegai.models.catalogue import find_card
@@ -182,9 +181,7 @@ def malc_pairs(arguments: argparse.Namespace) -> list[tuple[str, Pair]]:
     Raises:
         InputError: there are none.
     """
-    paths = sorted(arguments.data.glob(f"*{SCAN}"))[: arguments.cases]
-    if not paths:
-        raise InputError(f"{arguments.data} holds no *{SCAN}. Name the folder with --data.")
+    paths = chosen_scans(arguments)
     mapping = read_mapping(MAPPING)
     found = []
     for path in paths:
@@ -313,7 +310,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = os.environ.get("MEDSEGAI_SHARED_DATA", REPOSITORY.parent / "shared" / "data")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     kinds = parser.add_subparsers(required=True, metavar="KIND")
     for kind in (scans, flags, repeats):
@@ -326,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
             own.add_argument("--heads", type=int, default=4, metavar="N")
             own.add_argument("--voxels", type=int, default=192, help="along each axis, 1 mm each")
         else:
-            folder = Path(shared) / "malc2012-train"
+            folder = shared_scans()
             own.add_argument("--data", type=Path, default=folder, metavar="FOLDER")
             own.add_argument("--cases", type=int, metavar="N", help="the first N scans only")
         if kind is scans:

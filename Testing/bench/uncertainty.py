@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from malc import CREDIT, CSF, LABELS, MAPPING, REPOSITORY, SCAN
+from malc import CREDIT, CSF, LABELS, MAPPING, SCAN, chosen_scans, shared_scans
 from sklearn.metrics import roc_auc_score
 
 from medsegai.commands.calibrate import chosen_rows
 from medsegai.commands.console import shown_progress
 from medsegai.commands.segment import comma_list
-from medsegai.errors import InputError, MedSegAIError
+from medsegai.errors import MedSegAIError
 from medsegai.evaluation import read_mapping
 from medsegai.evaluation.calibration import Reliability, reliability
 from medsegai.evaluation.findings import draw_reliability, scored
@@ -68,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def planned(card: ModelCard, arguments: argparse.Namespace) -> HeldOut:
     """The scans as held-out cases, as predicted. CSF is left out, because it is not comparable: see `malc.py`."""
-    scans = sorted(arguments.data.glob(f"*{SCAN}"))[: arguments.cases]
-    if not scans:
-        raise InputError(f"{arguments.data} holds no *{SCAN}. Name the folder with --data.")
+    scans = chosen_scans(arguments)
     names = [path.name.removesuffix(SCAN) for path in scans]
     images = [spoiled(path, arguments.spoil, arguments.output) for path in scans]
     jobs = [
@@ -224,7 +221,6 @@ def worth_table(worths: Sequence[Worth]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = os.environ.get("MEDSEGAI_SHARED_DATA", REPOSITORY.parent / "shared" / "data")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="brain", metavar="ID", help="id or folder of the model")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
@@ -238,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path(shared) / "malc2012-train",
+        default=shared_scans(),
         metavar="FOLDER",
         help=f"where the scans *{SCAN} and their labels *{LABELS} are",
     )

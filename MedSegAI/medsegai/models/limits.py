@@ -31,8 +31,7 @@ class Limits:
                 case (int() | float() as low, int() | float() as high) if low > high:
                     return f"is a range, so {low:g} must not be more than {high:g}"
             return next(filter(None, map(self.problem, value)), None)
-        too_small = value == self.least if self.above else False
-        if self.least <= value <= self.most and not too_small:
+        if self.least <= value <= self.most and not (self.above and value == self.least):
             return None
         return f"must {self._words()}, not {_text(value)}"
 
