@@ -253,9 +253,11 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         from medsegai.refinements import parse
         from MedSegAILib.host import save_undo
         from MedSegAILib.scene import Scene
+        from MedSegAILib.scene.nodes import check_segmentation
         from MedSegAILib.worker.deferred_request import Reading
 
         scene, node = Scene(slicer.mrmlScene, save_undo), segmentationNode
+        check_segmentation(node)
         texts = [refinements] if isinstance(refinements, str) else list(refinements)
         parsed, ids = [parse(text) for text in texts], scene.segment_ids(node, segments)
         image = volumeNode or scene.reference_volume(node)
@@ -314,8 +316,10 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         """
         from MedSegAILib.scene import Scene
         from MedSegAILib.scene.dicom_database import source_of
+        from MedSegAILib.scene.nodes import check_segmentation
         from MedSegAILib.worker.deferred_request import Reading
 
+        check_segmentation(segmentationNode)
         scene, node, series = Scene(slicer.mrmlScene), segmentationNode, (dicom, "")
         if outputs.get("seg") and not dicom:
             series = source_of(slicer.dicomDatabase, scene.reference_volume(node))
@@ -328,7 +332,9 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
     def report(segmentationNode: SegmentationNode) -> dict[str, Any]:
         """Return the origin of a segmentation: volumes, seconds per stage, model hashes and versions."""
         from MedSegAILib.scene import REPORT_ATTRIBUTE
+        from MedSegAILib.scene.nodes import check_segmentation
 
+        check_segmentation(segmentationNode)
         return dict(json.loads(segmentationNode.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
 
 

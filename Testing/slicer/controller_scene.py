@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -199,12 +199,15 @@ class Scene:
         self.watched.append((segmentation, changed))
         return lambda: self.watched.remove((segmentation, changed))
 
-    def surfaces(self, segmentation: Any) -> Iterator[tuple[int, int]]:
-        for number in range(1, self.segment_count + 1):
-            if self.surface_error:
-                raise self.surface_error
-            self.done.append(("surface", segmentation, number))
-            yield number, self.segment_count
+    def surfaces(self, segmentation: Any) -> Generator[tuple[int, int], None, None]:
+        try:
+            for number in range(1, self.segment_count + 1):
+                if self.surface_error:
+                    raise self.surface_error
+                self.done.append(("surface", segmentation, number))
+                yield number, self.segment_count
+        except GeneratorExit:
+            self.done.append(("no more surfaces", segmentation))
 
     def surfaces_are_shown(self, segmentation: Any) -> bool:
         return self.shown_3d

@@ -239,7 +239,7 @@ def test_surfaces_come_one_after_another_and_can_be_stopped(shown: House) -> Non
     shown.scene.make_surfaces(node)
     bar.step_requested.emit()
     bar.cancel_requested.emit()
-    assert shown.scene.done[-1] == ("show_3d", node, False)
+    assert shown.scene.done[-2:] == [("no more surfaces", node), ("show_3d", node, False)]
     assert shown.panel.results.last("show_surfaces") == (False,)
     count = len(shown.scene.done)
     bar.step_requested.emit()

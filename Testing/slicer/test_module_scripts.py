@@ -67,6 +67,16 @@ def test_errors_are_raised_and_the_scene_is_as_it_was(module: Any) -> None:
         logic.segment(volume, no_such_option=1)
     with pytest.raises(RequestError, match="members"):
         logic.segment(volume, members="axial")
+    for use in (
+        logic.measure,
+        logic.export,
+        logic.report,
+        lambda node: logic.refine(node, "holes"),
+    ):
+        with pytest.raises(InputError, match="There is no segmentation"):
+            use(None)
+        with pytest.raises(InputError, match="Head is not a segmentation"):
+            use(volume)
     assert node_count() == 0
     assert logic.segment(volume, model=["quick"]) is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,18 @@ import pytest
 import slicer
 from vtk.util import numpy_support
 
+from medsegai.errors import InputError
 from medsegai.volume import Geometry
 from MedSegAILib.scene import Scene
 from MedSegAILib.scene.layers import Layer, labelmap_name, layers_of, oriented_image
 from MedSegAILib.scene.merging import Plan, carry_out
-from MedSegAILib.scene.surfaces import are_shown, has_surfaces, make_at_once, surface_name
+from MedSegAILib.scene.surfaces import (
+    are_shown,
+    has_surfaces,
+    make_at_once,
+    remove_surfaces,
+    surface_name,
+)
 from scene_images import PLACES
 
 SHAPE = (18, 22, 26)
@@ -152,30 +160,97 @@ def surface(node: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("hidden", ["inside", "border", "over"])
-def test_a_segment_that_is_not_shown_in_3d_costs_nothing_and_hides_nothing(
+def test_a_segment_that_is_not_shown_in_3d_comes_last_and_hides_nothing(
     mrml: Any, hidden: str
 ) -> None:
     node, scene = segmentation(mrml), Scene(mrml)
     display = node.GetDisplayNode()
     display.SetSegmentVisibility3D(hidden, False)
     display.SetVisibility3D(True)
-    assert list(scene.surfaces(node)) == [(1, 3), (2, 3), (3, 3)]
+    steps = scene.surfaces(node)
+    assert [next(steps) for _ in range(3)] == [(1, 4), (2, 4), (3, 4)]
     assert surface(node, hidden).GetNumberOfPoints() == 0
     assert display.GetDisplayRepresentationName3D() == surface_name(), "Slicer draws the others"
     assert scene.surfaces_are_shown(node)
+    assert list(steps) == [(4, 4)]
+    assert surface(node, hidden).GetNumberOfPoints() > 50
     assert list(scene.surfaces(node)) == []
-    scene.show_in_3d(node, [hidden], True)
-    assert surface(node, hidden).GetNumberOfPoints() > 50, "it is made once it is shown"
 
 
 def test_a_segment_shown_while_surfaces_are_made_gets_its_own(mrml: Any) -> None:
     node = segmentation(mrml)
     node.GetDisplayNode().SetSegmentVisibility3D("border", False)
     steps = Scene(mrml).surfaces(node)
-    assert next(steps) == (1, 3)
+    assert next(steps) == (1, 4)
     node.GetDisplayNode().SetSegmentVisibility3D("border", True)
-    assert list(steps) == [(2, 4), (3, 4), (4, 4)]
+    assert next(steps) == (2, 4)
     assert len(points(node)["border"]) > 50
+
+
+def test_a_segment_hidden_in_3d_is_exported_as_it_is(mrml: Any, tmp_path: Path) -> None:
+    """Slicer exports the surfaces that a segmentation has, or makes them what the segments are."""
+    node, scene = segmentation(mrml), Scene(mrml)
+    node.GetDisplayNode().SetSegmentVisibility3D("inside", False)
+    scene.show_3d(node)
+    slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsClosedSurfaceRepresentationToFiles(
+        str(tmp_path), node, None, "STL", True, 1.0, False
+    )
+    empty = (tmp_path / "Parts_empty.stl").stat().st_size
+    assert (tmp_path / "Parts_inside.stl").stat().st_size > 100 * empty
+
+
+@pytest.mark.parametrize("steps_done", [1, 2])
+def test_surfaces_that_are_not_made_to_the_end_leave_no_stand_in(
+    mrml: Any, steps_done: int
+) -> None:
+    node = segmentation(mrml)
+    node.GetDisplayNode().SetSegmentVisibility3D("inside", False)
+    steps = Scene(mrml).surfaces(node)
+    for _ in range(steps_done):
+        next(steps)
+    assert surface(node, "inside").GetNumberOfPoints() == 0
+    steps.close()
+    assert surface(node, "inside") is None
+    assert len(points(node)) == steps_done
+
+
+def test_surfaces_that_are_the_segments_stay_what_they_are(mrml: Any) -> None:
+    node, scene = segmentation(mrml), Scene(mrml)
+    node.CreateClosedSurfaceRepresentation()
+    node.GetSegmentation().SetSourceRepresentationName(surface_name())
+    before = points(node)
+    with pytest.raises(InputError, match="Parts is made of surfaces, which cannot be smoothed"):
+        scene.smooth_surfaces(node, 0.8)
+    node.GetDisplayNode().SetSegmentVisibility3D("inside", False)
+    scene.show_3d(node)
+    scene.show_in_3d(node, ["inside"], True)
+    scene.show_3d(node, False)
+    remove_surfaces(node)
+    for name, expected in before.items():
+        np.testing.assert_array_equal(points(node)[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [("Closed surface", "surfaces"), ("Planar contour", "contours"), ("Ribbon model", "Ribbon")],
+)
+def test_voxels_that_are_unknown_are_not_counted_as_none(mrml: Any, source: str, kind: str) -> None:
+    node, scene = segmentation(mrml), Scene(mrml)
+    node.CreateClosedSurfaceRepresentation()
+    node.GetSegmentation().SetSourceRepresentationName(source)
+    for read in (scene.structures, scene.measurable, lambda each: scene.exported(each, {})):
+        with pytest.raises(InputError, match=f"Parts is made of {kind}"):
+            read(node)
+
+
+def test_what_is_no_segmentation_is_not_read_as_one(mrml: Any) -> None:
+    scene = Scene(mrml)
+    box = mrml.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
+    for read in (scene.structures, scene.measurable, lambda each: scene.exported(each, {})):
+        with pytest.raises(InputError, match="There is no segmentation"):
+            read(None)
+        with pytest.raises(InputError, match="Box is not a segmentation"):
+            read(box)
 
 
 def test_nothing_is_made_where_no_surface_is_shown(mrml: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from MedSegAILib.controller import texts
@@ -16,7 +16,7 @@ class Surfaces:
 
     def __init__(self, context: Context) -> None:
         self._context, self._bar = context, context.panel.surfaces
-        self._waiting: list[tuple[Any, Iterator[tuple[int, int]]]] = []
+        self._waiting: list[tuple[Any, Generator[tuple[int, int], None, None]]] = []
         self._bar.step_requested.connect(self._step)
         self._bar.cancel_requested.connect(self.cancel)
         context.scene.make_surfaces = self.make
@@ -33,7 +33,8 @@ class Surfaces:
         """Stop making surfaces. Existing surfaces are hidden, and reused when they are shown again."""
         waiting, self._waiting = self._waiting, []
         self._bar.hide()
-        for segmentation, _steps in waiting:
+        for segmentation, steps in waiting:
+            steps.close()
             if self._context.scene.is_present(segmentation):
                 self._context.scene.show_3d(segmentation, False)
         self._context.panel.results.show_surfaces(False)

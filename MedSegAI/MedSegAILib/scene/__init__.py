@@ -7,7 +7,7 @@ half-made changes, because everything is planned before the scene changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ class Scene:
         if shown:
             self._writer.make_surfaces(segmentation)
 
-    def surfaces(self, segmentation: SegmentationNode) -> Iterator[tuple[int, int]]:
+    def surfaces(self, segmentation: SegmentationNode) -> Generator[tuple[int, int], None, None]:
         """Make missing surfaces, one with each step: see `surfaces.surfaces`."""
         return surfaces.surfaces(segmentation)
 
@@ -364,7 +364,11 @@ class Scene:
         return visibility.watch(segmentation, changed)
 
     def smooth_surfaces(self, segmentation: SegmentationNode, factor: float) -> None:
-        """Set the smoothing of surfaces, from 0 to 1; shown surfaces are made again."""
+        """Set the smoothing of surfaces, from 0 to 1; shown surfaces are made again.
+
+        Raises:
+            InputError: the segmentation is made of surfaces.
+        """
         shown = self.surfaces_are_shown(segmentation)
         surfaces.set_smoothing(segmentation, factor)
         if shown:

@@ -26,7 +26,6 @@ from MedSegAILib.scene.measuring import (
     scan_of,
     scan_place,
 )
-from MedSegAILib.scene.merging import check_labelmaps
 from MedSegAILib.scene.review import is_locked
 from MedSegAILib.scene.segments import label_of, label_value, painted, values_of
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
@@ -63,9 +62,6 @@ def exported(
             segments; or a DICOM SEG is wanted, but its voxels are not those of the scan.
         GeometryError: segmentation or scan have a parent transform that is not linear.
     """
-    if segmentation is None:
-        raise InputError(_("There is no segmentation. Choose the one to export."))
-    check_labelmaps(segmentation)
     layers, scan = layers_of(segmentation), scan_of(segmentation)
     names = list(segmentation.GetSegmentation().GetSegmentIDs())
     if not layers:

@@ -17,8 +17,22 @@ import vtk
 from numpy.typing import NDArray
 from vtk.util import numpy_support
 
+from medsegai.errors import InputError
 from medsegai.volume import Box, Geometry, Scalar
+from MedSegAILib.scene.nodes import check_segmentation
 from MedSegAILib.slicer_types import SegmentationNode, VTKObject
+from MedSegAILib.translation import tr as _
+
+OTHERWISE = (
+    "{name} is made of {kind}. Make the binary labelmap its source representation in the Segmentations module, or "
+    "choose another segmentation."
+)
+KINDS = {
+    "Closed surface": "surfaces",
+    "Planar contour": "contours",
+    "Fractional labelmap": "fractional label maps",
+}
+"""What segments may be made of, by Slicer's names of representations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +56,19 @@ def labelmap_name() -> str:
 
 
 def layers_of(segmentation: SegmentationNode) -> tuple[Layer, ...]:
-    """Return the label maps of a segmentation node; segments without voxels may not be in any."""
+    """Return the label maps of a segmentation node; segments without voxels may not be in any.
+
+    Raises:
+        InputError: the node is not a segmentation; or its segments are not made of label maps, so that their
+            voxels are unknown, and label maps could only replace them.
+    """
+    check_segmentation(segmentation)
     segments = segmentation.GetSegmentation()
+    source = segments.GetSourceRepresentationName()
+    if segments.GetNumberOfSegments() and source != labelmap_name():
+        raise InputError(
+            _(OTHERWISE).format(name=segmentation.GetName(), kind=KINDS.get(source, source))
+        )
     layers = []
     for index in range(segments.GetNumberOfLayers(labelmap_name())):
         image = segments.GetLayerDataObject(index, labelmap_name())

@@ -14,7 +14,6 @@ import numpy as np
 import slicer
 from numpy.typing import NDArray
 
-from medsegai.errors import InputError
 from medsegai.request import SegmentationResult, StructureMeasures
 from medsegai.volume import Box, Geometry
 from MedSegAILib.output_choice import OutputChoice
@@ -42,7 +41,7 @@ from MedSegAILib.scene.segments import (
     segment_id,
     sign,
 )
-from MedSegAILib.scene.surfaces import has_surfaces, keep
+from MedSegAILib.scene.surfaces import has_surfaces, keep, remove_surfaces
 from MedSegAILib.slicer_types import Segmentation, SegmentationNode, VolumeNode, VTKObject
 from MedSegAILib.translation import tr as _
 
@@ -105,7 +104,6 @@ def plan_update(
         InputError: the segmentation is made of surfaces.
         GeometryError: it has a parent transform that is not linear.
     """
-    check_labelmaps(segmentation)
     layers = layers_of(segmentation)
     by_hand = painted(segmentation, layers)
     found = match(segmentation, [measures.label for measures in result.structures])
@@ -136,14 +134,12 @@ def plan_addition(
     Raises:
         InputError, GeometryError: see `plan_update`.
     """
-    check_labelmaps(segmentation)
-    segments = segmentation.GetSegmentation()
+    layers, segments = layers_of(segmentation), segmentation.GetSegmentation()
     targets = [
         Target(measures, segments.GenerateUniqueSegmentID(segment_id(measures.label)), is_new=True)
         for measures in result.structures
         if measures.voxels
     ]
-    layers = layers_of(segmentation)
     return Plan(*fill(segmentation, layers, source, result, targets, apart=False))
 
 
@@ -162,7 +158,7 @@ def carry_out(segmentation: SegmentationNode, plan: Plan, source: VolumeNode) ->
     for image, _layer in images:
         image.Modified()  # this notifies the views
     if had_surfaces:
-        segmentation.RemoveClosedSurfaceRepresentation()  # the remaining ones belong to older voxels
+        remove_surfaces(segmentation)  # the remaining ones belong to older voxels
         give_back()
     return had_surfaces
 
@@ -187,18 +183,6 @@ def _fill_segments(
             segment = segments.GetSegment(name)
             segment.SetLabelValue(value)
             segment.AddRepresentation(labelmap_name(), image)
-
-
-def check_labelmaps(segmentation: SegmentationNode) -> None:
-    """Raises:
-    InputError: the segments are surfaces, and a label map could only replace them.
-    """
-    segments = segmentation.GetSegmentation()
-    if segments.GetNumberOfSegments() and segments.GetSourceRepresentationName() != labelmap_name():
-        raise InputError(
-            f"{segmentation.GetName()} is made of surfaces. Make the binary labelmap its source "
-            "representation in the Segmentations module, or choose a new segmentation."
-        )
 
 
 def region_box(result: SegmentationResult) -> Box:

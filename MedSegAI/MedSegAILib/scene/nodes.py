@@ -5,12 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from medsegai.errors import InputError
 from MedSegAILib.slicer_types import MRMLScene, Node
+from MedSegAILib.translation import tr as _
 
 
 def nodes_of(scene: MRMLScene, kind: str) -> list[Node]:
     """Return all nodes of a class. (`slicer.util.getNodesByClass` always uses the application's scene.)"""
     return [scene.GetNthNodeByClass(n, kind) for n in range(scene.GetNumberOfNodesByClass(kind))]
+
+
+def check_segmentation(node: Node) -> None:
+    """Raises:
+    InputError: the node is None, or not a segmentation.
+    """
+    if node is None:
+        raise InputError(_("There is no segmentation. Choose one."))
+    if not node.IsA("vtkMRMLSegmentationNode"):
+        raise InputError(_("{name} is not a segmentation. Choose one.").format(name=node.GetName()))
 
 
 @contextlib.contextmanager

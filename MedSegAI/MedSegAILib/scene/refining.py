@@ -34,7 +34,6 @@ from MedSegAILib.scene.layers import (
 from MedSegAILib.scene.merging import (
     Plan,
     carry_out,
-    check_labelmaps,
     lattice,
     layers_without,
     place_in,
@@ -107,10 +106,7 @@ def draft(
         GeometryError: segmentation or image have a parent transform that is not linear.
         RequestError: a refinement names labels.
     """
-    if segmentation is None:
-        raise InputError(_("There is no segmentation. Choose the one to refine."))
     _check_without_labels(refinements)
-    check_labelmaps(segmentation)
     layers = layers_of(segmentation)
     if not layers:
         raise InputError(_(NO_VOXELS).format(name=segmentation.GetName()))

@@ -1,13 +1,16 @@
 """Surfaces of segments, made one after another, so that Slicer stays responsive.
 
 Slicer makes the surfaces of all segments in one call, from whole label maps, which takes three quarters of a
-minute for 64 segments. Here each segment is cut out first, and only missing surfaces are made. A segment that is
-hidden in 3D gets a stand-in without points, because Slicer does not draw any surface if one is missing.
+minute for 64 segments. Here each segment is cut out first, and only missing surfaces are made. Segments that are
+hidden in 3D come last. Until then they have a stand-in without points, because Slicer does not draw any surface if
+one is missing. No stand-in stays, because whoever exports surfaces would get it instead of the segment.
+
+The surfaces of a segmentation that is made of surfaces are its content, and are never removed or made here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +18,7 @@ import slicer
 import vtk
 from numpy.typing import NDArray
 
+from medsegai.errors import InputError
 from medsegai.volume import Box, Geometry
 from MedSegAILib.scene.layers import (
     boxes,
@@ -25,12 +29,18 @@ from MedSegAILib.scene.layers import (
 )
 from MedSegAILib.scene.visibility import is_in_3d
 from MedSegAILib.slicer_types import Segment, Segmentation, SegmentationNode, VolumeNode, VTKObject
+from MedSegAILib.translation import tr as _
 
 MARGIN = 1
 """The voxels of background around a cut-out segment, so that its surface is that of the whole label map."""
 
 STAND_IN = "MedSegAI.stand_in"
 """The field array that marks a stand-in without points for the surface of a segment that is hidden in 3D."""
+
+MADE_OF_SURFACES = (
+    "{name} is made of surfaces, which cannot be smoothed here. Smooth them with the module Surface "
+    "Toolbox, or choose another segmentation."
+)
 
 _Part = tuple[NDArray[np.uint8], Geometry]
 """A cut-out segment: its mask (k, j, i), and the geometry in the segmentation's coordinates."""
@@ -61,40 +71,55 @@ MakeSurfaces = Callable[[SegmentationNode], None]
 
 def make_at_once(segmentation: SegmentationNode) -> None:
     """Make all missing surfaces at once."""
-    for _done, _total in surfaces(segmentation):
+    for _done in surfaces(segmentation):
         pass
 
 
 def are_missing(segmentation: SegmentationNode) -> bool:
     """Whether the 3D views show surfaces of a segmentation, and lack the surface of a shown segment."""
     segments = segmentation.GetSegmentation()
-    names = segments.GetSegmentIDs()
-    return are_shown(segmentation) and any(_lacks_surface(segmentation, name) for name in names)
+    shown = [name for name in segments.GetSegmentIDs() if is_in_3d(segmentation, name)]
+    return are_shown(segmentation) and any(_lacks_surface(segments, name) for name in shown)
 
 
-def surfaces(segmentation: SegmentationNode) -> Iterator[tuple[int, int]]:
-    """Make the missing surfaces of segments that are shown in 3D, one segment per step.
+def surfaces(segmentation: SegmentationNode) -> Generator[tuple[int, int], None, None]:
+    """Make the missing surfaces of segments, one segment per step; those that are hidden in 3D last.
 
     Segments may be edited, added, shown and removed between two steps, and the segmentation may leave its scene.
 
     Yields:
-        The number of segments shown in 3D that have a surface, and the number of all of them.
+        The number of segments that have a surface, and the number of all of them.
     """
     segments, cutter = segmentation.GetSegmentation(), _Cutter(segmentation)
+    if _is_made_of_surfaces(segments):
+        return
     if _smooths_jointly(segments):  # the surfaces of neighbours depend on each other
         segmentation.CreateClosedSurfaceRepresentation()
     scene = segmentation.GetScene()
-    while segmentation.GetScene() is scene:
-        names = segments.GetSegmentIDs()
-        _stand_in_for([segments.GetSegment(n) for n in names if not is_in_3d(segmentation, n)])
-        names = [name for name in names if is_in_3d(segmentation, name)]
-        lacking = [name for name in names if _lacks_surface(segmentation, name)]
-        if not lacking:
-            return
-        segments.GetSegment(lacking[0]).AddRepresentation(
-            surface_name(), cutter.surface(lacking[0])
-        )
-        yield len(names) - len(lacking) + 1, len(names)
+    try:
+        while segmentation.GetScene() is scene:
+            names = segments.GetSegmentIDs()
+            lacking = [name for name in names if _lacks_surface(segments, name)]
+            if not lacking:
+                return
+            hidden = [name for name in lacking if not is_in_3d(segmentation, name)]
+            _stand_in_for(segments.GetSegment(name) for name in hidden)
+            first = next((name for name in lacking if name not in hidden), lacking[0])
+            segments.GetSegment(first).AddRepresentation(surface_name(), cutter.surface(first))
+            yield len(names) - len(lacking) + 1, len(names)
+    finally:
+        _remove_stand_ins(segments)
+
+
+def remove_surfaces(segmentation: SegmentationNode) -> None:
+    """Remove the surfaces that were made of label maps."""
+    if not _is_made_of_surfaces(segmentation.GetSegmentation()):
+        segmentation.RemoveClosedSurfaceRepresentation()
+
+
+def _is_made_of_surfaces(segments: Segmentation) -> bool:
+    """Whether surfaces are what the segments consist of, and not only how they are shown."""
+    return bool(segments.GetSourceRepresentationName() == surface_name())
 
 
 def keep(segmentation: SegmentationNode) -> Callable[[], None]:
@@ -135,11 +160,10 @@ def _same(first: _Part | None, second: _Part | None) -> bool:
     )
 
 
-def _lacks_surface(segmentation: SegmentationNode, name: str) -> bool:
-    """Whether a segment is shown in 3D, and does not have a surface."""
-    surface = segmentation.GetSegmentation().GetSegment(name).GetRepresentation(surface_name())
-    missing = surface is None or surface.GetFieldData().HasArray(STAND_IN)
-    return bool(missing) and is_in_3d(segmentation, name)
+def _lacks_surface(segments: Segmentation, name: str) -> bool:
+    """Whether a segment does not have a surface of its own."""
+    surface = segments.GetSegment(name).GetRepresentation(surface_name())
+    return surface is None or bool(surface.GetFieldData().HasArray(STAND_IN))
 
 
 def _stand_in_for(segments: Iterable[Segment]) -> None:
@@ -150,6 +174,13 @@ def _stand_in_for(segments: Iterable[Segment]) -> None:
             mark.SetName(STAND_IN)
             surface.GetFieldData().AddArray(mark)
             segment.AddRepresentation(surface_name(), surface)
+
+
+def _remove_stand_ins(segments: Segmentation) -> None:
+    for name in segments.GetSegmentIDs():
+        surface = segments.GetSegment(name).GetRepresentation(surface_name())
+        if surface is not None and surface.GetFieldData().HasArray(STAND_IN):
+            segments.GetSegment(name).RemoveRepresentation(surface_name())
 
 
 def _smooths_jointly(segments: Segmentation) -> bool:
@@ -206,8 +237,14 @@ class _Cutter:
 
 
 def set_smoothing(segmentation: SegmentationNode, factor: float) -> None:
-    """Delete the surfaces, and set Slicer's smoothing factor for the next ones, from 0 (none) to 1."""
+    """Delete the surfaces, and set Slicer's smoothing factor for the next ones, from 0 (none) to 1.
+
+    Raises:
+        InputError: the segmentation is made of surfaces, which would be lost.
+    """
+    if _is_made_of_surfaces(segmentation.GetSegmentation()):
+        raise InputError(_(MADE_OF_SURFACES).format(name=segmentation.GetName()))
     rule = slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule
     name = rule.GetSmoothingFactorParameterName()
     segmentation.GetSegmentation().SetConversionParameter(name, f"{factor:g}")
-    segmentation.RemoveClosedSurfaceRepresentation()
+    remove_surfaces(segmentation)

@@ -28,7 +28,6 @@ from MedSegAILib.scene.matching import match
 from MedSegAILib.scene.merging import (
     Plan,
     carry_out,
-    check_labelmaps,
     plan_addition,
     plan_update,
     region_box,
@@ -346,7 +345,6 @@ class Preview:
 
     def _copied(self, original: VTKObject) -> ShownCopy:
         """Return the original with the plan carried out."""
-        check_labelmaps(original)
         plan = self._writer.plan(original, self._source, self._result, self._output)
         self._writer.notes.extend(plan.notes)
         return ShownCopy(original, plan, self._source, self._writer)
