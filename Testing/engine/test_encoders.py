@@ -181,3 +181,24 @@ def test_a_missing_or_changed_package_is_reported(
 
 def missing() -> None:
     raise encoder_weights.metadata.PackageNotFoundError
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_lite0"])
+def test_depthwise_convolutions_learn_in_float32_on_the_processor(name: str) -> None:
+    """Their gradients in bfloat16 are several times as slow there; nothing else shows which were computed."""
+    layers = [
+        layer
+        for layer in build_encoder(name).modules()
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels
+    ]
+    assert len(layers) >= 16
+    layer = layers[0]
+    image = torch.randn(2, layer.in_channels, 16, 16).bfloat16()
+    upstream = torch.randn(2, layer.in_channels, 16, 16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = layer(image)
+    assert answer.dtype == torch.bfloat16
+    answer.backward(upstream)
+    expected = functional.conv2d(image.float(), layer.weight, padding=1, groups=layer.groups)
+    (gradient,) = torch.autograd.grad(expected, layer.weight, upstream.float())
+    torch.testing.assert_close(layer.weight.grad, gradient, rtol=1e-4, atol=1e-4)

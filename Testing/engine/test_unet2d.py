@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -18,6 +19,7 @@ from medsegai.engine import segment
 from medsegai.errors import Cancelled, InputError, MismatchError, ModelError, RequestError
 from medsegai.families import load_model
 from medsegai.io import read_labelmap
+from medsegai.labels import Label
 from medsegai.models.card import ModelCard, load_card
 from medsegai.models.importing import import_model
 from medsegai.networks.unet2d import UNet2D, UNet2DConfig
@@ -276,6 +278,24 @@ def test_a_frozen_encoder_stays_as_it_was(tmp_path: Path) -> None:
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert {name for name in before if name.startswith("encoder.")} <= same
     assert "segmentation_head.0.weight" not in same
+
+
+def test_a_training_begins_with_all_weights_of_the_same_network(trained: Path) -> None:
+    """And with those of the encoder where the network has other labels."""
+    begin = str(trained / "best-fold_0.safetensors")
+    toml, before = trained.parent / "data" / "training.toml", load_file(begin)
+    config = load_config(toml, {"network": {"pretrained": begin}})
+    fold = Fold(config, 0, torch.device("cpu"))
+    same = {
+        name: torch.equal(values, before[name])
+        for name, values in fold.network.state_dict().items()
+        if name in before
+    }
+    assert all(same.values())
+    assert any(name.startswith("segmentation_head.") for name in same)
+    assert "All layers" in fold.origin
+    labels = replace(config, labels=(*config.labels, Label(2, "Ring", (1, 2, 3))))
+    assert Fold(labels, 0, torch.device("cpu")).origin.startswith("Encoder: plain")
 
 
 @pytest.mark.parametrize(

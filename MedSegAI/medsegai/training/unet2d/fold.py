@@ -247,7 +247,9 @@ def overlap(found: NDArray[np.bool_], expected: NDArray[np.bool_]) -> dict[str, 
 
 
 def pretrained(network: UNet2D, config: Training2DConfig) -> str:
-    """Give the encoder the weights that the training file names; return their origin for the card.
+    """Give a network the weights that the training file names; return their origin for the card.
+
+    A file of the same network, such as one of an earlier training, gives all layers; any other gives the encoder.
 
     Raises:
         ModelError: the weights do not exist, or belong to another encoder.
@@ -258,8 +260,21 @@ def pretrained(network: UNet2D, config: Training2DConfig) -> str:
     if wanted == "package":
         return load_pretrained(network.encoder, config.network.encoder).origin
     path = config.source.parent / Path(wanted)
-    load_encoder(network.encoder, read_state(path), str(path))
+    state = read_state(path)
+    if _fits(network, state):
+        network.load_state_dict(state, strict=False)
+        return f"All layers began with the weights of {path.name}."
+    load_encoder(network.encoder, state, str(path))
     return f"Encoder: {config.network.encoder}, from {path.name}."
+
+
+def _fits(network: UNet2D, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has all weights of a network but those that only a training has."""
+    wanted = {name: values.shape for name, values in network.state_dict().items()}
+    given = {name: values.shape for name, values in state.items() if name in wanted}
+    missing = (name for name in wanted.keys() - given.keys() if "num_batches_tracked" not in name)
+    same = all(shape == wanted[name] for name, shape in given.items())
+    return same and all(name.startswith("deep_heads.") for name in missing)
 
 
 def seconds_since(start: float) -> float:
