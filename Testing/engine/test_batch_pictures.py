@@ -82,6 +82,26 @@ def test_a_batch_writes_the_objects_that_the_model_separates(tiles: Path, tmp_pa
         assert cohort[name]["objects_median_area_mm2"] == "", "pixels of unknown size"
 
 
+def test_two_workers_write_what_one_process_writes(tiles: Path, tmp_path: Path) -> None:
+    """Tables of the objects of each case and of all, their maps, and the cohort's table."""
+    assert main(nuclei_in(tiles, tmp_path / "out", "--workers", "2")) == 0
+    alone = tiles.parent / "out"
+    names = {path.name for path in alone.iterdir()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert {name for name in names if "objects" in name} == {
+        *(f"IMG_000{n}_objects{end}" for n in (1, 2) for end in (".csv", ".nrrd")),
+        "objects.csv",
+    }
+    for name in names:
+        here, there = alone / name, tmp_path / "out" / name
+        if name.endswith(".csv") and name != "batch.csv":  # which has the seconds
+            assert there.read_bytes() == here.read_bytes(), name
+        elif name.endswith(".nrrd"):
+            maps = [read_labelmap(path) for path in (here, there)]
+            np.testing.assert_array_equal(maps[0][0].voxels, maps[1][0].voxels)
+            assert maps[0][1] == maps[1][1]
+
+
 def test_resume_makes_missing_objects_and_keeps_the_others(tiles: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(tiles.parent / "out", out)
