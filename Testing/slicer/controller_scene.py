@@ -64,7 +64,7 @@ class Scene:
         self.reported: dict[str, Any] = {}
         self.places: list[UncertainRegion] = []
         self.reference: Any = Node("Head")
-        self.overlaid = ""
+        self.overlaid = self.kept_edits = ""
         self.only: Any = None
         self.drawn: list[Any] = []
         self.changed_at: tuple[float, float, float] | None = (1.0, 2.0, 3.0)
@@ -129,8 +129,14 @@ class Scene:
         def reject() -> None:
             self.done.append(("reject",))
 
+        def withdraw() -> str:
+            reject()
+            return self.kept_edits
+
         node = Node(f"Preview {len(self.previews) + 1}")
-        made = SimpleNamespace(node=node, notes=(), place=None, accept=accept, reject=reject)
+        made = SimpleNamespace(
+            node=node, notes=(), place=None, accept=accept, reject=reject, withdraw=withdraw
+        )
         self.previews.append(made)
         return made
 
@@ -165,9 +171,7 @@ class Scene:
             made.accept()
             return draft.segmentation
 
-        return SimpleNamespace(
-            node=made.node, notes=(), place=self.changed_at, accept=accept, reject=made.reject
-        )
+        return SimpleNamespace(**vars(made) | {"place": self.changed_at, "accept": accept})
 
     def structures(self, segmentation: Any) -> list[StructureRow]:
         return self.rows

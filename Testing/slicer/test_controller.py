@@ -285,7 +285,12 @@ def test_previews_are_answered_one_after_the_other(house: House) -> None:
     assert house.panel.preview.last("show") == ("Preview 1",)
     house.panel.preview.rejected.emit()
     assert house.panel.preview.last("show") == ("Preview 2",)
+    house.scene.write_error = InputError("The volume has left the scene.")
+    house.panel.preview.accepted.emit()
+    assert house.panel.error == "The volume has left the scene."
+    assert house.panel.preview.last("show") == ("Preview 2",), "it can still be rejected"
     house.scene.write_error = InputError("The preview has left the scene.")
+    house.scene.gone.append(house.scene.previews[1].node)
     house.panel.preview.accepted.emit()
     assert house.panel.error == "The preview has left the scene."
     assert house.panel.preview.last("show") == ("",)

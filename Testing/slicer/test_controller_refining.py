@@ -153,6 +153,31 @@ def test_a_second_preview_takes_the_place_of_the_first(house: Ward) -> None:
     assert house.state == (False, True)
 
 
+def test_edits_of_a_preview_that_is_withdrawn_are_told(house: Ward) -> None:
+    house.scene.kept_edits = "The preview had been edited."
+    house.press("preview")
+    house.finish(CHANGED)
+    house.view.choice_changed.emit()
+    assert house.message.endswith("\nThe preview had been edited.")
+    for _ in range(2):
+        house.press("preview")
+        house.finish(CHANGED)
+    assert house.message.endswith("\nThe preview had been edited.")
+    assert CHANGED.words[0] in house.message
+
+
+def test_a_job_that_ends_leaves_a_preview_of_another_segmentation_alone(house: Ward) -> None:
+    house.press("preview")
+    house.finish(CHANGED)
+    house.panel.results.segmentation_chosen.emit(Node("Another result"))
+    assert ("reject",) not in house.scene.done
+    assert "choose" not in [name for name, *_ in house.view.told]
+    house.press("cancel")
+    other = Node("Another result")
+    house.panel.results.segmentation_chosen.emit(other)
+    assert house.view.last("choose") == (other,), "it follows the table again"
+
+
 def test_cancel_stops_what_runs_and_what_waits(house: Ward) -> None:
     house.press("apply")
     house.press("apply")

@@ -20,6 +20,7 @@ from medsegai.worker.refine_job import refine
 from medsegai.worker.requests import RefinementResult
 from MedSegAILib.scene import REPORT_ATTRIBUTE, Draft, ReviewState, Scene
 from MedSegAILib.scene.layers import layers_of
+from MedSegAILib.scene.nodes import nodes_of
 from MedSegAILib.scene.segments import painted
 from scene_images import (
     LEFT,
@@ -385,6 +386,23 @@ def test_a_preview_of_what_was_changed_meanwhile_is_refused(room: Ward) -> None:
     assert room.state() == before
     assert not room.mrml.IsNodePresent(shown.node)
     assert room.node.GetDisplayNode().GetVisibility()
+
+
+@pytest.mark.parametrize("ended_by", ["apply", "another choice"])
+def test_a_preview_that_was_edited_is_never_thrown_away_unasked(room: Ward, ended_by: str) -> None:
+    shown, drawn = preview(room), block(slice(2, 4), slice(3, 5), slice(4, 6))
+    paint(shown.node, LEFT_ID, drawn, room.volume)
+    if ended_by == "apply":
+        paint(room.node, STEM_ID, block(slice(0, 1), slice(3, 5), slice(4, 6)), room.volume)
+        with pytest.raises(InputError, match=r"Refine it again\. The preview had been edited"):
+            shown.accept()
+    else:
+        assert f"stays in the scene as {room.node.GetName()} preview" in shown.withdraw()
+    np.testing.assert_array_equal(mask_on(shown.node, LEFT_ID), drawn)
+    assert room.node.GetDisplayNode().GetVisibility()
+    assert not shown.node.GetDisplayNode().GetVisibility()
+    found = nodes_of(room.mrml, "vtkMRMLSegmentationNode")
+    assert found == [room.node, shown.node], "the marks are gone"
 
 
 def test_an_answer_to_what_was_completed_or_deleted_meanwhile_is_refused(room: Ward) -> None:

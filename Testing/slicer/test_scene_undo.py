@@ -11,6 +11,7 @@ import slicer
 from medsegai.errors import InputError
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import ENTROPY_REFERENCE, ReviewState, Scene
+from MedSegAILib.scene.segments import looks_of
 from MedSegAILib.scene.undo import undo_in
 from scene_images import (
     LEFT,
@@ -210,6 +211,70 @@ def test_what_was_edited_in_the_preview_is_accepted_with_it(room: Edited) -> Non
     assert not mask_on(room.node, STEM_ID).any()
     room.write(OutputMode.UPDATE)
     np.testing.assert_array_equal(mask_on(room.node, LEFT_ID), mine, "it counts as painted")
+
+
+def test_everything_that_was_edited_in_the_preview_is_accepted_with_it(room: Edited) -> None:
+    """Not only voxels: names, colours, codes, review, segments that were added or removed."""
+    before, shown = room.state(), preview(room, room.node)
+    segments = shown.node.GetSegmentation()
+    left = segments.GetSegment(LEFT_ID)
+    left.SetName("Hippo L")
+    left.SetColor(0.1, 0.2, 0.3)
+    left.SetTag(left.GetTerminologyEntryTagName(), "mine~SCT^1^One~SCT^2^Two~^^")
+    room.scene.set_review_state(shown.node, LEFT_ID, ReviewState.COMPLETED)
+    segments.RemoveSegment(STEM_ID)
+    segments.AddEmptySegment("lesion", "Lesion", (0.5, 0.6, 0.7))
+    segments.AddEmptySegment("planned", "To be drawn")
+    drawn = block(slice(0, 1), slice(0, 2), slice(0, 3))
+    paint(shown.node, "lesion", drawn, room.volume)
+    expected = {name: looks_of(segments.GetSegment(name)) for name in segments.GetSegmentIDs()}
+    shown.accept()
+    segments = room.node.GetSegmentation()
+    found = {name: looks_of(segments.GetSegment(name)) for name in segments.GetSegmentIDs()}
+    assert found == expected
+    assert found[LEFT_ID].review is ReviewState.COMPLETED
+    np.testing.assert_array_equal(mask_on(room.node, "lesion"), drawn)
+    np.testing.assert_array_equal(mask_on(room.node, LEFT_ID), shifted() == LEFT.value)
+    room.logic.Undo()
+    assert room.state() == before
+
+
+def test_edits_of_a_preview_are_an_undo_step_where_the_ai_changes_nothing(room: Edited) -> None:
+    for name in (LEFT_ID, STEM_ID):
+        room.scene.set_review_state(room.node, name, ReviewState.COMPLETED)
+    before, shown = room.state(), preview(room, room.node)
+    paint(shown.node, LEFT_ID, block(slice(0, 1), slice(0, 2), slice(0, 3)), room.volume)
+    shown.accept()
+    assert room.state() != before
+    room.logic.Undo()
+    assert room.state() == before
+
+
+@pytest.mark.parametrize("visible", [True, False])
+@pytest.mark.parametrize("ends", ["reject reject", "accept reject", "reject accept"])
+def test_two_previews_of_one_segmentation_show_it_again_at_the_end(
+    room: Edited, ends: str, visible: bool
+) -> None:
+    display = room.node.GetDisplayNode()
+    display.SetVisibility(visible)
+    shown = [preview(room, room.node), preview(room, room.node)]
+    for each, end in zip(shown, ends.split(), strict=True):
+        assert not display.GetVisibility()
+        getattr(each, end)()
+    assert bool(display.GetVisibility()) is visible
+
+
+def test_a_preview_is_displayed_as_its_segmentation_is(room: Edited) -> None:
+    display = room.node.GetDisplayNode()
+    display.SetSegmentVisibility(LEFT_ID, False)
+    display.SetVisibility2DFill(False)
+    display.SetSegmentOpacity2DOutline(STEM_ID, 0.4)
+    shown = preview(room, room.node).node.GetDisplayNode()
+    assert shown is not display
+    assert shown.GetVisibility()
+    assert not shown.GetSegmentVisibility(LEFT_ID)
+    assert not shown.GetVisibility2DFill()
+    assert shown.GetSegmentOpacity2DOutline(STEM_ID) == pytest.approx(0.4)
 
 
 def test_what_was_painted_in_the_segmentation_meanwhile_stays(room: Edited) -> None:

@@ -231,6 +231,8 @@ class Jobs:
                 node = conclude(preview)
             except MedSegAIError as error:
                 self._context.panel.show_error(str(error))
+                if self._context.scene.is_present(preview.node):
+                    return  # it is unchanged, and can be rejected
         for failure in failures:
             self._context.panel.show_error(texts.defect(failure), log=True)
             if self._context.scene.is_present(preview.node):

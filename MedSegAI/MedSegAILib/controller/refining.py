@@ -45,13 +45,19 @@ class Refining:
         self._entry: Entry | None = None
         self._preview: Any = None
         self._words: tuple[str, ...] = ()
+        self._edits = ""
         view = self._view
         view.segmentation_chosen.connect(self.show)
         view.choice_changed.connect(self._on_choice)
         view.preview_requested.connect(self.preview)
         view.apply_requested.connect(self.apply)
         view.cancel_requested.connect(self.cancel)
-        context.panel.results.segmentation_chosen.connect(view.choose)
+        context.panel.results.segmentation_chosen.connect(self._follow_results)
+
+    def _follow_results(self, node: Node) -> None:
+        """Choose the segmentation of the table, unless a preview of another one waits for a decision."""
+        if self._preview is None:
+            self._view.choose(node)
 
     def show(self, node: Node) -> None:
         """Offer the segments of a segmentation node, and the volume from which it was made."""
@@ -99,8 +105,11 @@ class Refining:
         """Stop the running refinement, or remove the preview."""
         if self._entry is not None:
             self._context.queue.cancel(self._entry)
-        elif self._drop_preview():
-            self._view.show_message(_("The preview was removed. Nothing was changed."))
+        elif self._preview is not None:
+            preview, self._preview = self._preview, None
+            preview.reject()
+            self._show_state()
+            self._tell(_("The preview was removed. Nothing was changed."))
 
     def forget(self) -> None:
         """Forget the preview, because the scene was closed."""
@@ -126,12 +135,12 @@ class Refining:
         if not result.words:
             self._tell(_(NOTHING), *draft.notes)
         elif shown_only:
-            self._drop_preview()
+            self._withdraw_preview()
             self._preview = self._context.scene.preview_refined(draft, result)
             self._words = result.words
             if self._preview.place is not None:
                 self._context.scene.jump(self._preview.place)
-            self._tell(_(ONLY_SHOWN), *result.words, *draft.notes)
+            self._tell(_(ONLY_SHOWN), *result.words, *draft.notes, self._edits)
         else:
             node = self._context.scene.write_refined(draft, result)
             self._tell(*result.words, *self._context.scene.notes)
@@ -142,8 +151,8 @@ class Refining:
         if self._entry is not None:
             return
         context, choice = self._context, self._view.choice()
-        self._drop_preview()
-        self._view.show_message("")
+        self._edits = self._withdraw_preview()
+        self._tell(self._edits)
         try:
             if context.place_is_here():
                 context.host.prepare()
@@ -165,23 +174,22 @@ class Refining:
             self._results.refresh()
 
     def _on_choice(self) -> None:
-        if self._drop_preview():
-            self._view.show_message(_(STALE))
+        if self._preview is not None:
+            self._tell(_(STALE), self._withdraw_preview())
 
-    def _drop_preview(self) -> bool:
-        """Remove the preview; return whether there was one."""
+    def _withdraw_preview(self) -> str:
+        """Remove the preview, if there is one; return where a person's edits of it are."""
         preview, self._preview = self._preview, None
         if preview is None:
-            return False
-        preview.reject()
+            return ""
         self._show_state()
-        return True
+        return str(preview.withdraw())
 
     def _show_state(self) -> None:
         self._view.show_state(self._entry is not None, self._preview is not None)
 
     def _tell(self, *sentences: str) -> None:
-        self._view.show_message("\n".join(sentences))
+        self._view.show_message("\n".join(filter(None, sentences)))
 
 
 class _RefinementJob:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import slicer
 
 from MedSegAILib.scene.changes import ShownChange
-from MedSegAILib.scene.layers import boxes, layers_of, voxels_of
+from MedSegAILib.scene.layers import EMPTY, boxes, layers_of, voxels_of
 from MedSegAILib.scene.merging import Plan, carry_out
 from MedSegAILib.scene.nodes import remove
-from MedSegAILib.scene.segments import digests
+from MedSegAILib.scene.segments import Looks, digests, looks_of, set_looks
 from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.visibility import show_as_the_card_says
-from MedSegAILib.slicer_types import Node, Segment, SegmentationNode, VolumeNode, VTKObject
+from MedSegAILib.slicer_types import SegmentationNode, VolumeNode, VTKObject
 
 
 class CopyWriter(Protocol):
@@ -23,7 +25,25 @@ class CopyWriter(Protocol):
     @property
     def make_surfaces(self) -> MakeSurfaces: ...
 
-    def add_beside(self, node: Node, source: VolumeNode) -> None: ...
+    def add_beside(self, node: SegmentationNode, source: VolumeNode) -> None: ...
+
+
+@dataclass(frozen=True)
+class Edits:
+    """A person's changes of a copy.
+
+    Attributes:
+        images: the voxels of segments that were painted or added, as vtkOrientedImageData, by id.
+        looks: the name, colour, codes and review state of segments where one of them was changed, by id.
+        removed: the ids of segments that were removed.
+    """
+
+    images: Mapping[str, VTKObject]
+    looks: Mapping[str, Looks]
+    removed: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.images or self.looks or self.removed)
 
 
 class ShownCopy:
@@ -43,7 +63,7 @@ class ShownCopy:
     """
 
     def __init__(
-        self, original: VTKObject, plan: Plan, source: VolumeNode, writer: CopyWriter
+        self, original: SegmentationNode, plan: Plan, source: VolumeNode, writer: CopyWriter
     ) -> None:
         self.node = _copy_of(original)
         had_surfaces = bool(plan.layers) and carry_out(self.node, plan, source)
@@ -51,57 +71,120 @@ class ShownCopy:
         role = original.GetReferenceImageGeometryReferenceRole()
         reference = original.GetNodeReferenceID(role) or (source.GetID() if source else None)
         self.node.SetNodeReferenceID(role, reference)
+        _display_alike(original, self.node)
         show_as_the_card_says(self.node, plan.new_segments)
         if had_surfaces:
             writer.make_surfaces(self.node)
         self._original, self._scene = original, original.GetScene()
         self._change = ShownChange(original, self.node)
         self.place = self._change.place
-        self._shown: Mapping[str, str] = digests(layers_of(self.node))
-        display = original.GetDisplayNode()
-        self._was_visible = display is None or bool(display.GetVisibility())
-        if display is not None:
-            display.SetVisibility(False)
+        self._shown = _contents(self.node)
+        self._looks = _looks(self.node)
+        _cover(original)
 
-    def edited(self) -> dict[str, Segment]:
-        """Return the user's edits of the copy: images of segments, by id."""
-        images = {}
-        for name, content in digests(layers_of(self.node)).items():
-            if self._shown.get(name, "empty") != content:
-                images[name] = slicer.vtkOrientedImageData()
-                self.node.GetBinaryLabelmapRepresentation(name, images[name])
-        return images
+    def edits(self) -> Edits:
+        """Return the user's changes of the copy since it is shown."""
+        looks, contents = _looks(self.node), _contents(self.node)
+        painted = [name for name, content in contents.items() if self._shown.get(name) != content]
+        return Edits(
+            {name: _image_of(self.node, name) for name in painted},
+            {name: each for name, each in looks.items() if self._looks.get(name) != each},
+            tuple(name for name in self._looks if name not in looks),
+        )
 
-    def give(self, edited: Mapping[str, Segment]) -> None:
-        """Write the edits into the original, too."""
+    def give(self, edits: Edits) -> None:
+        """Make the same changes of the original."""
         logic = slicer.vtkSlicerSegmentationsModuleLogic
         segments = self._original.GetSegmentation()
-        for name, image in edited.items():
+        for name in {**edits.images, **edits.looks}:
             if segments.GetSegment(name) is None:
-                title = self.node.GetSegmentation().GetSegment(name).GetName()
-                segments.AddEmptySegment(name, title)
+                segments.AddEmptySegment(name)
+                set_looks(segments.GetSegment(name), _looks(self.node)[name])
+        for name, image in edits.images.items():
             if boxes(voxels_of(image)):
                 logic.SetBinaryLabelmapToSegment(image, self._original, name, logic.MODE_REPLACE)
             else:
                 logic.ClearSegment(self._original, name)
+        for name, looks in edits.looks.items():
+            set_looks(segments.GetSegment(name), looks)
+        for name in edits.removed:
+            segments.RemoveSegment(name)
 
     def keep(self) -> None:
-        """Remove the marks; the copy stays, because the original is gone."""
+        """Make the copy a segmentation of its own: remove the marks, and show the original again."""
         self._change.remove()
+        self._uncover()
 
     def close(self) -> None:
         """Remove copy and marks, and show the original again, if it exists and was shown before."""
         self._change.remove()
         remove(self._scene, self.node)
-        display = self._original.GetDisplayNode() if self._is_there() else None
-        if display is not None:
-            display.SetVisibility(self._was_visible)
+        self._uncover()
 
-    def _is_there(self) -> bool:
-        return bool(self._scene.IsNodePresent(self._original))
+    def _uncover(self) -> None:
+        if self._scene.IsNodePresent(self._original):
+            _uncover(self._original)
 
 
-def _copy_of(original: VTKObject) -> SegmentationNode:
+@dataclass
+class _Cover:
+    """How many copies are shown instead of an original, and whether it was visible before the first."""
+
+    was_visible: bool
+    copies: int = 0
+
+
+_covers: WeakKeyDictionary[SegmentationNode, _Cover] = WeakKeyDictionary()
+"""The originals that are hidden, as long as a copy refers to them."""
+
+
+def _cover(original: SegmentationNode) -> None:
+    """Hide an original, because another copy is shown instead."""
+    display = original.GetDisplayNode()
+    was_visible = display is None or bool(display.GetVisibility())
+    _covers.setdefault(original, _Cover(was_visible)).copies += 1
+    if display is not None:
+        display.SetVisibility(False)
+
+
+def _uncover(original: SegmentationNode) -> None:
+    """Show an original again, if no other copy is shown instead."""
+    cover = _covers.get(original)
+    if cover is None:
+        return
+    cover.copies -= 1
+    if not cover.copies:
+        del _covers[original]
+        if original.GetDisplayNode() is not None:
+            original.GetDisplayNode().SetVisibility(cover.was_visible)
+
+
+def _display_alike(original: SegmentationNode, copy: SegmentationNode) -> None:
+    """Show a copy as the original is shown, with the same segments hidden."""
+    copy.CreateDefaultDisplayNodes()
+    if original.GetDisplayNode() is not None:
+        copy.GetDisplayNode().Copy(original.GetDisplayNode())
+    copy.GetDisplayNode().SetVisibility(True)
+
+
+def _contents(segmentation: SegmentationNode) -> dict[str, str]:
+    """Return the digest of each segment, also of those that are in no label map."""
+    known = digests(layers_of(segmentation))
+    return {name: known.get(name, EMPTY) for name in segmentation.GetSegmentation().GetSegmentIDs()}
+
+
+def _looks(segmentation: SegmentationNode) -> dict[str, Looks]:
+    segments = segmentation.GetSegmentation()
+    return {name: looks_of(segments.GetSegment(name)) for name in segments.GetSegmentIDs()}
+
+
+def _image_of(segmentation: SegmentationNode, name: str) -> VTKObject:
+    image = slicer.vtkOrientedImageData()
+    segmentation.GetBinaryLabelmapRepresentation(name, image)
+    return image
+
+
+def _copy_of(original: SegmentationNode) -> SegmentationNode:
     node = original.GetScene().CreateNodeByClass("vtkMRMLSegmentationNode")
     node.UnRegister(None)
     node.SetName(original.GetName())

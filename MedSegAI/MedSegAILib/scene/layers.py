@@ -35,6 +35,10 @@ KINDS = {
 """What segments may be made of, by Slicer's names of representations."""
 
 
+EMPTY = "empty"
+"""The digest of no voxels."""
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """Segments that share one label map.
@@ -197,7 +201,7 @@ def digest(mask: NDArray[np.bool_]) -> str:
     """Return the digest of a set of voxels, independent of the box around them; mask is (k, j, i)."""
     box = boxes(mask.view(np.uint8)).get(1)
     if box is None:
-        return "empty"
+        return EMPTY
     trimmed = np.ascontiguousarray(mask[box])
     text = f"{trimmed.shape}".encode() + np.packbits(trimmed).tobytes()
     return hashlib.blake2b(text, digest_size=12).hexdigest()

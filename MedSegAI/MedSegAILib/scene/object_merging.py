@@ -24,7 +24,7 @@ from medsegai.request import SegmentationResult, StructureMeasures
 from medsegai.volume import Box, Geometry, Volume
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.scene.inputs import ijk_to_local, read_channels
-from MedSegAILib.scene.layers import labelmap_name, layers_of, offset_in, on_grid
+from MedSegAILib.scene.layers import EMPTY, labelmap_name, layers_of, offset_in, on_grid
 from MedSegAILib.scene.merging import Plan, Target, carry_out, fill, place_in, region_box
 from MedSegAILib.scene.review import is_locked
 from MedSegAILib.scene.segments import label_of, painted, segment_id, values_of
@@ -59,7 +59,7 @@ def merge_segments(
     plan = _plan(node, source, result, output)
     carry_out(node, plan, source)
     for name, (_target, content) in plan.written.items():
-        if content == "empty":
+        if content == EMPTY:
             node.GetSegmentation().RemoveSegment(name)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.errors import InputError, RequestError
+from medsegai.errors import InputError, MedSegAIError, RequestError
 from medsegai.models.refinement import Refinement
 from medsegai.refinements import uses_candidates
 from medsegai.request import Candidates
@@ -23,6 +23,7 @@ from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE, candidates_of
 from MedSegAILib.scene.copies import ShownCopy
 from MedSegAILib.scene.inputs import in_colours, read, transform_to_world
 from MedSegAILib.scene.layers import (
+    EMPTY,
     Layer,
     Packer,
     boxes,
@@ -137,8 +138,11 @@ def _check_without_labels(refinements: Sequence[Refinement]) -> None:
             raise RequestError(text.format(name=item.name))
 
 
-def apply_refinement(writer: Writer, read_as: Draft, result: RefinementResult) -> None:
+def apply_refinement(writer: Writer, read_as: Draft, result: RefinementResult) -> bool:
     """Put the answer into the segmentation, as one undo step; `writer.notes` says what was left as it is.
+
+    Returns:
+        Whether there was anything to change.
 
     Raises:
         InputError: the segmentation has left the scene, or its segments changed since it was read.
@@ -148,13 +152,14 @@ def apply_refinement(writer: Writer, read_as: Draft, result: RefinementResult) -
     planned = plan(read_as, result)
     writer.notes[:] = planned.notes
     if not planned.layers:
-        return
+        return False
     writer.keep_undo(segmentation)
     had_surfaces = carry_out(segmentation, planned, None)
     _sign(read_as, result)
     if had_surfaces:
         writer.make_surfaces(segmentation)
     _append_report(segmentation, result)
+    return True
 
 
 def _append_report(segmentation: SegmentationNode, result: RefinementResult) -> None:
@@ -202,7 +207,7 @@ class RefinedPreview:
     """A refinement that is shown beside the segmentation that it would change, until it is accepted or rejected.
 
     Attributes:
-        node: the segmentation node that shows it; it can be edited, and what is edited is accepted with it.
+        node: the segmentation node that shows it; it can be edited, and all edits are accepted with it.
         notes: see `Writer.notes`.
         place: the position of the largest change, R, A, S in mm of the world; None if nothing would change.
     """
@@ -213,7 +218,8 @@ class RefinedPreview:
         planned = plan(read_as, result)
         self._copy = ShownCopy(read_as.segmentation, planned, None, writer)
         self.node, self.notes = self._copy.node, planned.notes
-        self.node.SetName(writer.scene.GenerateUniqueName(f"{self.node.GetName()} preview"))
+        name = f"{read_as.segmentation.GetName()} preview"
+        self.node.SetName(writer.scene.GenerateUniqueName(name))
         self.place = self._copy.place
 
     def accept(self) -> SegmentationNode:
@@ -224,23 +230,40 @@ class RefinedPreview:
 
         Raises:
             InputError: preview or segmentation have left the scene, or the segmentation was changed meanwhile; the
-                preview is then removed without a change.
+                preview is then withdrawn without a change.
         """
-        scene, original = self._writer.scene, self._draft.segmentation
-        if not scene.IsNodePresent(self.node):
+        writer, original = self._writer, self._draft.segmentation
+        if not writer.scene.IsNodePresent(self.node):
             self.reject()
             raise InputError(_("The preview has left the scene, so it was not accepted."))
-        edited = self._copy.edited()
+        edits = self._copy.edits()
         try:
-            apply_refinement(self._writer, self._draft, self._result)
-            self._copy.give(edited)
-        finally:
-            self.reject()
+            if not apply_refinement(writer, self._draft, self._result) and edits:
+                writer.keep_undo(original)
+        except MedSegAIError as error:
+            raise InputError(f"{error} {self.withdraw()}".strip()) from error
+        self._copy.give(edits)
+        self.reject()
         return original
 
     def reject(self) -> None:
         """Restore the state before the preview."""
         self._copy.close()
+
+    def withdraw(self) -> str:
+        """Restore the state before the preview, but keep a preview that a person edited, as a segmentation.
+
+        Returns:
+            Where the edits are; "" if there are none.
+        """
+        if not self._writer.scene.IsNodePresent(self.node) or not self._copy.edits():
+            self.reject()
+            return ""
+        self._copy.keep()
+        self.node.GetDisplayNode().SetVisibility(False)
+        return _("The preview had been edited, so it stays in the scene as {name}.").format(
+            name=self.node.GetName()
+        )
 
 
 def _chosen(
@@ -348,7 +371,7 @@ def _sign(read_as: Draft, result: RefinementResult) -> None:
         segment = read_as.segmentation.GetSegmentation().GetSegment(name)
         if tag_of(segment, DIGEST_TAG) == read_as.contents[name]:
             box = around.get(value)
-            content = "empty" if box is None else digest(after[box] == value)
+            content = EMPTY if box is None else digest(after[box] == value)
             segment.SetTag(DIGEST_TAG, content)
 
 

@@ -31,7 +31,11 @@ def review_state(segmentation: SegmentationNode, segment_id: str) -> ReviewState
     Raises:
         InputError: the segmentation does not have the segment.
     """
-    segment = segment_of(segmentation, segment_id)
+    return state_of(segment_of(segmentation, segment_id))
+
+
+def state_of(segment: Segment) -> ReviewState:
+    """Return the review state that is stored on a segment."""
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     number = logic.GetSegmentStatus(segment)
     return ReviewState(logic.GetSegmentStatusAsMachineReadableString(number))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import slicer
@@ -14,6 +15,7 @@ from medsegai.labels import Label, Terminology
 from medsegai.request import SegmentationResult, StructureMeasures
 from medsegai.volume import Geometry
 from MedSegAILib.scene.layers import (
+    EMPTY,
     Layer,
     Packer,
     boxes,
@@ -22,7 +24,7 @@ from MedSegAILib.scene.layers import (
     layers_of,
     oriented_image,
 )
-from MedSegAILib.scene.review import ReviewState, set_state
+from MedSegAILib.scene.review import ReviewState, set_state, state_of
 from MedSegAILib.slicer_types import Segment, SegmentationNode, VTKObject
 
 REPORT_ATTRIBUTE = "MedSegAI.report"
@@ -130,6 +132,30 @@ def is_walked(segmentation: SegmentationNode, name: str) -> bool:
     return not tag_of(segmentation.GetSegmentation().GetSegment(name), NOT_CORRECTED_TAG)
 
 
+@dataclass(frozen=True)
+class Looks:
+    """What a person may change of a segment besides its voxels; `codes` is a terminology entry of Slicer."""
+
+    name: str
+    color: tuple[float, float, float]
+    codes: str
+    review: ReviewState
+
+
+def looks_of(segment: Segment) -> Looks:
+    """Return the present looks of a segment."""
+    codes = tag_of(segment, segment.GetTerminologyEntryTagName())
+    return Looks(segment.GetName() or "", segment.GetColor(), codes, state_of(segment))
+
+
+def set_looks(segment: Segment, looks: Looks) -> None:
+    """Give a segment name, colour, codes and review state."""
+    segment.SetName(looks.name)
+    segment.SetColor(*looks.color)
+    segment.SetTag(segment.GetTerminologyEntryTagName(), looks.codes)
+    set_state(segment, looks.review)
+
+
 def sign(segment: Segment, measures: StructureMeasures, content: str) -> None:
     """Record on a segment what the AI wrote into it, and flag it if there are remarks.
 
@@ -215,7 +241,7 @@ def painted(
     return frozenset(
         name
         for name in segments.GetSegmentIDs()
-        if contents.get(name, "empty") != (tag_of(segments.GetSegment(name), DIGEST_TAG) or "empty")
+        if contents.get(name, EMPTY) != (tag_of(segments.GetSegment(name), DIGEST_TAG) or EMPTY)
     )
 
 
@@ -226,5 +252,5 @@ def digests(layers: Iterable[Layer]) -> Mapping[str, str]:
         around = boxes(layer.voxels)
         for name, value in layer.values.items():
             box = around.get(value)
-            found[name] = "empty" if box is None else digest(layer.voxels[box] == value)
+            found[name] = EMPTY if box is None else digest(layer.voxels[box] == value)
     return found

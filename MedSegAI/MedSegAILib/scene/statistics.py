@@ -24,7 +24,7 @@ from medsegai.errors import OutputError
 from medsegai.system.outside_text import table_cell
 from medsegai.worker.requests import MeasurementResult
 from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
-from MedSegAILib.scene.layers import Layer, boxes, layers_of, on_grid
+from MedSegAILib.scene.layers import EMPTY, Layer, boxes, layers_of, on_grid
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.merging import place_in
 from MedSegAILib.scene.nodes import modifying
@@ -87,7 +87,7 @@ def rows(measured: Measurable, result: MeasurementResult) -> list[Row]:
             continue
         known = {} if name in by_hand else measures_of(segments.GetSegment(name))
         value = label_value(node, name)
-        edited = name in by_hand and contents.get(name, "empty") != "empty"
+        edited = name in by_hand and contents.get(name, EMPTY) != EMPTY
         row = _plain(numbers[name]) | {
             "name": segments.GetSegment(name).GetName(),
             "value": math.nan if value is None else float(value),

@@ -74,7 +74,8 @@ class Writer:
         self.check_source(source, result)
         if output.mode is OutputMode.NEW or not self._can_change(output, result):
             return self.write_new(source, result)
-        return self.change(output.node, source, result, output)
+        self.change(output.node, source, result, output)
+        return output.node
 
     def write_new(self, source: VolumeNode, result: SegmentationResult) -> SegmentationNode:
         """Write a new segmentation node; nodes are finished before they are added to the scene."""
@@ -116,15 +117,28 @@ class Writer:
         source: VolumeNode,
         result: SegmentationResult,
         output: OutputChoice,
-    ) -> SegmentationNode:
+    ) -> bool:
         """Write a result into an existing segmentation, as one undo step.
 
         Undo restores the segments; the volumes that belong to the segmentation keep their newest content.
+
+        Returns:
+            Whether there was anything to change.
         """
         plan = self.plan(segmentation, source, result, output)
         self.notes.extend(plan.notes)
-        if not plan.written:
-            return segmentation
+        if plan.written:
+            self._carry_out(plan, segmentation, source, result, output)
+        return bool(plan.written)
+
+    def _carry_out(
+        self,
+        plan: Plan,
+        segmentation: SegmentationNode,
+        source: VolumeNode,
+        result: SegmentationResult,
+        output: OutputChoice,
+    ) -> None:
         box = region_box(result)
         ready = []
         for each in attachments_of(result):
@@ -141,7 +155,6 @@ class Writer:
             self._attach(segmentation, source, each, node)
         self._put_objects(segmentation, source, result, output)
         segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
-        return segmentation
 
     def keep_undo(self, segmentation: SegmentationNode) -> None:
         """Keep the state of a segmentation for the Segment Editor's undo, or note that it cannot undo."""
@@ -284,7 +297,7 @@ class Preview:
     """A result that is shown beside the segmentation that it would change, until it is accepted or rejected.
 
     Attributes:
-        node: the segmentation node that shows it; it can be edited, and edits are accepted with it.
+        node: the segmentation node that shows it; it can be edited, and all edits are accepted with it.
         notes: see `Writer.notes`.
         place: the position of the largest change, R, A, S in mm of the world; None if a segmentation would not
             change.
@@ -303,7 +316,8 @@ class Preview:
         else:
             self._copy = self._copied(output.node)
             self.node = self._copy.node
-        self.node.SetName(writer.scene.GenerateUniqueName(f"{self.node.GetName()} preview"))
+        shown_for = self.node if self._copy is None else output.node
+        self.node.SetName(writer.scene.GenerateUniqueName(f"{shown_for.GetName()} preview"))
         self.notes = tuple(writer.notes)
         self.place = None if self._copy is None else self._copy.place
 
@@ -328,9 +342,10 @@ class Preview:
             self._copy.keep()
             return self.node
         writer.check_source(self._source, self._result)
-        edited = self._copy.edited()
-        writer.change(original, self._source, self._result, self._output)
-        self._copy.give(edited)
+        edits = self._copy.edits()
+        if not writer.change(original, self._source, self._result, self._output) and edits:
+            writer.keep_undo(original)
+        self._copy.give(edits)
         self.reject()
         return original
 
