@@ -29,7 +29,7 @@ TORCH = Requirement("torch>=2.10")
 PROTECTED = ("numpy", "SimpleITK", "scipy", "pillow", "torch", "torchvision", "vtk")
 
 SIZES = {
-    "torch": "0.2 to 3 GB",
+    "torch": _("0.2 to 3 GB"),
     "nibabel": "4 MB",
     "safetensors": "1 MB",
     "highdicom": "1 MB",
@@ -59,7 +59,7 @@ class Plan:
             (
                 str(package),
                 _("the PyTorch extension") if package.name == TORCH.name else "pypi.org",
-                _(SIZES.get(package.name, "below 1 MB")),
+                SIZES.get(package.name, _("below 1 MB")),
             )
             for package in self.packages
         ]
@@ -75,7 +75,7 @@ class Consent:
 Ask = Callable[[Plan], "Consent | None"]
 
 
-TOO_OLD = (
+TOO_OLD = _(
     "PyTorch {version} is too old, because {needed} is needed. Uninstall it with "
     "Slicer's module PyTorch Utils, restart Slicer, and press Segment again."
 )
@@ -121,7 +121,7 @@ def missing(extras: Sequence[str] = ()) -> Plan | None:
     needs_torch = not _is_installed(TORCH)
     if needs_torch and _version(TORCH.name) is not None:
         version = _version(TORCH.name)
-        raise WorkerError(_(TOO_OLD).format(version=version, needed=TORCH))
+        raise WorkerError(TOO_OLD.format(version=version, needed=TORCH))
     files = [REQUIREMENTS, *(REQUIREMENTS.with_name(f"requirements-{name}.txt") for name in extras)]
     wanted = [requirement for file in files for requirement in _requirements(file)]
     packages = [requirement for requirement in wanted if not _is_installed(requirement)]

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medsegai.models.card import ModelCard
-from medsegai.models.quality import CHECK, POOR
+from medsegai.models.quality import CHECK, GOOD, POOR
 from medsegai.models.refinement import Refinement
 from medsegai.worker.batch_events import CaseState
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
+from MedSegAILib.translation import tr as _
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,16 @@ class Choice:
 NOT_STARTED, DONE = "notstarted", "completed"
 
 REVIEW_STATES = {
-    NOT_STARTED: "Not started",
-    "inprogress": "In progress",
-    DONE: "Completed",
-    "flagged": "Flagged",
+    NOT_STARTED: _("Not started"),
+    "inprogress": _("In progress"),
+    DONE: _("Completed"),
+    "flagged": _("Flagged"),
 }
 """The review states of a segment: the words that Slicer stores, and their names in the panel."""
+
+
+QUALITIES = {GOOD: _("good"), CHECK: _("check"), POOR: _("poor")}
+"""The names in the panel of the qualities of a structure."""
 
 
 @dataclass(frozen=True)

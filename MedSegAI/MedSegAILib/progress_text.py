@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from medsegai import progress
-from medsegai.progress import ProgressEvent
+from medsegai.progress import ProgressEvent, duration
 from MedSegAILib.translation import tr as _
 
 STAGES = {
-    "read": "Reading",
-    "prepare": "Preparing",
-    "predict": "Predicting",
-    "labels": "Combining",
-    "refine": "Refining",
-    "measure": "Measuring",
-    "write": "Writing",
+    "read": _("Reading"),
+    "prepare": _("Preparing"),
+    "predict": _("Predicting"),
+    "labels": _("Combining"),
+    "refine": _("Refining"),
+    "measure": _("Measuring"),
+    "write": _("Writing"),
 }
 
 
 def progress_text(event: ProgressEvent) -> str:
     """Return stage, per cent and time left."""
-    stage = _(STAGES.get(event.stage, event.stage.capitalize()))
+    stage = stage_text(event.stage)
     percent = f"{100 * event.fraction:.0f} %"
     if event.seconds_left is None:
         return f"{stage} – {percent}"
@@ -27,6 +26,6 @@ def progress_text(event: ProgressEvent) -> str:
     return f"{stage} – {percent} – {left}"
 
 
-def duration(seconds: float) -> str:
-    """Return a time as a person says it, such as `3 min 05 s`, in the language of the application."""
-    return progress.duration(seconds, _)
+def stage_text(stage: str) -> str:
+    """Return a stage of a job in words."""
+    return STAGES.get(stage, stage.capitalize())

@@ -105,20 +105,15 @@ class Progress:
         return spent * (1.0 - self._fraction) / self._fraction
 
 
-def duration(seconds: float, translated: Callable[[str], str] = str) -> str:
-    """Return a time as a person says it: `12 s`, `3 min 05 s`, `1 h 02 min`.
-
-    Args:
-        seconds: the time, 0 or more.
-        translated: gives a text in the language of the application.
-    """
+def duration(seconds: float) -> str:
+    """Return a time, 0 or more, as a person says it: `12 s`, `3 min 05 s`, `1 h 02 min`."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, rest = divmod(rest, 60)
     if hours:
-        return translated("{hours} h {minutes:02d} min").format(hours=hours, minutes=minutes)
+        return f"{hours} h {minutes:02d} min"
     if minutes:
-        return translated("{minutes} min {seconds:02d} s").format(minutes=minutes, seconds=rest)
-    return translated("{seconds} s").format(seconds=rest)
+        return f"{minutes} min {rest:02d} s"
+    return f"{rest} s"
 
 
 class MemberProgress:

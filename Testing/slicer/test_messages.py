@@ -7,13 +7,14 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 
+from MedSegAILib.scene.structures import MEASURES
 from panel_help import REPOSITORY, UI
 
 LIBRARY = REPOSITORY / "MedSegAI" / "MedSegAILib"
 JARGON = re.compile(r"(?i)\b(dice|iou|entropy|nats|logits?|sigma|members?|argmax|softmax)\b")
 IDENTIFIER = re.compile(r"\b[a-z]+(_[a-z]+)+\b")
 TECHNICAL = ("Measured: ", "Expected Dice with an expert's segmentation: ")
-"""Beginnings of lines at the end of tool tips, for those who know the terms."""
+"""Beginnings of lines at the end of tool tips, for those who know the terms: `MEASURES` stand in them."""
 
 
 def translated() -> Iterator[tuple[str, str]]:
@@ -47,7 +48,11 @@ def test_there_is_something_to_check() -> None:
 
 
 def test_every_sentence_is_in_plain_words() -> None:
-    said = [item for item in SAID if not item[1].startswith(TECHNICAL)]
+    said = [
+        (file, text)
+        for file, text in SAID
+        if not text.startswith(TECHNICAL) and text not in MEASURES.values()
+    ]
     assert [item for item in said if JARGON.search(plain(item[1]))] == []
 
 

@@ -23,11 +23,11 @@ from MedSegAILib.controller.worker_location import Places
 from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
 
-CLOSE_QUESTION = (
+CLOSE_QUESTION = _(
     "{jobs} running ({names}). If you close Slicer now, running jobs are stopped and their "
     "results are lost. Close Slicer?"
 )
-SCENE_QUESTION = (
+SCENE_QUESTION = _(
     "{jobs} running ({names}), on volumes of the scene that is being closed. Wait until they are done, and save "
     "the results before the scene closes? If you choose No, they are stopped."
 )
@@ -68,11 +68,11 @@ class Controller:
     def close_question(self) -> str:
         """Return the question before Slicer closes; "" if no job is running."""
         batch = [_("the batch")] if self.batches.running else []
-        return self._question(_(CLOSE_QUESTION), batch)
+        return self._question(CLOSE_QUESTION, batch)
 
     def scene_question(self) -> str:
         """Return the question while the scene closes; "" if no job is running."""
-        return self._question(_(SCENE_QUESTION), [])
+        return self._question(SCENE_QUESTION, [])
 
     def scene_opened(self) -> None:
         """Show the result of a scene that was opened, or existed before the page."""

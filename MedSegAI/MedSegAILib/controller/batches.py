@@ -29,12 +29,12 @@ from MedSegAILib.panel_values import BatchChoice, CaseRow, Choice, SeriesRow
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import PlaceKind, WorkerLocation
 
-REPLACE_QUESTION = (
+REPLACE_QUESTION = _(
     "{folder} already holds results of a batch. They will be replaced, and your corrections "
     "will be lost. Continue?"
 )
 
-ONE_IMAGE = (
+ONE_IMAGE = _(
     "{model} takes several images for each case, but a series is a case of "
     "one image. Choose a folder whose files are named after case and "
     "channel."
@@ -81,7 +81,7 @@ class Batches:
         )
 
     def _may_replace(self, command: Sequence[str], asked: BatchChoice) -> bool:
-        question = _(REPLACE_QUESTION).format(folder=asked.output)
+        question = REPLACE_QUESTION.format(folder=asked.output)
         return OVERWRITE_FLAG not in command or self._context.host.confirm(question)
 
     def _begin(self) -> None:
@@ -143,7 +143,7 @@ class Batches:
         card = self._context.panel.choice().card
         several = card is not None and sum(channel.required for channel in card.channels) > 1
         if card is not None and several and not card.takes_one_picture:
-            raise RequestError(_(ONE_IMAGE).format(model=card.name))
+            raise RequestError(ONE_IMAGE.format(model=card.name))
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(("case", "image_0000", "series_0000"))

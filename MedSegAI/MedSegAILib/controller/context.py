@@ -25,7 +25,7 @@ from MedSegAILib.progress_text import progress_text
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import PlaceKind
 
-NO_MODEL = "There is no model. Import one with Browse…, or reinstall MedSegAI."
+NO_MODEL = _("There is no model. Import one with Browse…, or reinstall MedSegAI.")
 
 TIMES = "model_times"
 """The name of the setting with the times of jobs, per voxel of the models' grids."""
@@ -103,7 +103,7 @@ class Context:
             ModelError: a model was removed meanwhile, or none is chosen.
         """
         if not choice.cards:
-            raise ModelError(_(NO_MODEL))
+            raise ModelError(NO_MODEL)
         return tuple(self._model(card) for card in choice.cards)
 
     def _model(self, card: ModelCard) -> str:

@@ -36,7 +36,7 @@ FILES = {
 }
 """The file names of the outputs of an export, in the chosen folder."""
 
-REPLACE = "Some of these files exist in {folder} already. Replace them?"
+REPLACE = _("Some of these files exist in {folder} already. Replace them?")
 
 
 class Exporting:
@@ -128,7 +128,7 @@ class Exporting:
         self._context.panel.show_message("\n".join((words, *result.warnings)))
 
     def _may_replace(self, choice: ExportChoice) -> bool:
-        agreed = self._context.host.confirm(_(REPLACE).format(folder=choice.folder))
+        agreed = self._context.host.confirm(REPLACE.format(folder=choice.folder))
         if not agreed:
             self._context.panel.show_message(_("Nothing was written."))
         return agreed

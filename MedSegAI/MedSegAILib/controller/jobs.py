@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from MedSegAILib.scene.writing import Preview
     from MedSegAILib.worker.queue import Entry
 
-NO_VOLUME = "There is no input volume. Load an image and choose it."
+NO_VOLUME = _("There is no input volume. Load an image and choose it.")
 
-VOLUME_GONE = "The volume {name} has left the scene. Load it again."
-OUTPUT_GONE = "The segmentation {name} has left the scene. Choose another output, and run it again."
-NEEDED = "{model} needs {count} images. Choose a volume for {names}."
+VOLUME_GONE = _("The volume {name} has left the scene. Load it again.")
+OUTPUT_GONE = _(
+    "The segmentation {name} has left the scene. Choose another output, and run it again."
+)
+NEEDED = _("{model} needs {count} images. Choose a volume for {names}.")
 
 
 class Jobs:
@@ -112,7 +114,7 @@ class Jobs:
         panel, choice = self._context.panel, self._context.panel.choice()
         try:
             if choice.node is None:
-                raise InputError(_(NO_VOLUME))
+                raise InputError(NO_VOLUME)
             panel.choose_region(self._context.scene.new_region(choice.node))
         except MedSegAIError as error:
             panel.show_error(str(error))
@@ -291,10 +293,10 @@ class _SegmentationJob:
         choice, context = self._choice, self._context
         for node in chosen_nodes(choice):
             if not context.scene.is_present(node):
-                raise InputError(_(VOLUME_GONE).format(name=node.GetName()))
+                raise InputError(VOLUME_GONE.format(name=node.GetName()))
         output = choice.output.node
         if output is not None and not context.scene.is_present(output):
-            raise InputError(_(OUTPUT_GONE).format(name=output.GetName()))
+            raise InputError(OUTPUT_GONE.format(name=output.GetName()))
         if self._frame is None:
             volumes = context.scene.read_channels(chosen_nodes(choice))
         else:
@@ -329,9 +331,9 @@ def chosen_nodes(choice: Choice) -> list[Node]:
         MedSegAIError: a model or a required volume is missing.
     """
     if choice.card is None:
-        raise ModelError(_(NO_MODEL))
+        raise ModelError(NO_MODEL)
     if all(node is None for node in choice.nodes.values()):
-        raise InputError(_(NO_VOLUME))
+        raise InputError(NO_VOLUME)
     if choice.card.takes_one_picture:
         return [choice.node]
     channels = choice.card.channels
@@ -340,7 +342,7 @@ def chosen_nodes(choice: Choice) -> list[Node]:
     missing = [c.name for c in channels[:needed] if choice.nodes.get(c.name) is None]
     if missing:
         names = {"model": choice.card.name, "count": needed, "names": ", ".join(missing)}
-        raise RequestError(_(NEEDED).format(**names))
+        raise RequestError(NEEDED.format(**names))
     return [choice.nodes[channel.name] for channel in channels[:needed]]
 
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from MedSegAILib.worker.queue import Entry
 
 
-STALE = "The preview was removed, because it was made with other choices."
-ONLY_SHOWN = (
+STALE = _("The preview was removed, because it was made with other choices.")
+ONLY_SHOWN = _(
     "This is a preview: Apply makes it the segmentation, Cancel removes it. Green would be "
     "added, red removed, and yellow moved from one segment to another."
 )
-WAITS = "The refinement is waiting in the queue."
-NOTHING = "The refinements did not find anything to change."
-NONE_TICKED = "No segment is ticked. Tick the segments to refine, or choose all segments."
+WAITS = _("The refinement is waiting in the queue.")
+NOTHING = _("The refinements did not find anything to change.")
+NONE_TICKED = _("No segment is ticked. Tick the segments to refine, or choose all segments.")
 
 
 class Refining:
@@ -133,14 +133,14 @@ class Refining:
         """Show the result of the worker, or write it."""
         self.over()
         if not result.words:
-            self._tell(_(NOTHING), *draft.notes)
+            self._tell(NOTHING, *draft.notes)
         elif shown_only:
             self._withdraw_preview()
             self._preview = self._context.scene.preview_refined(draft, result)
             self._words = result.words
             if self._preview.place is not None:
                 self._context.scene.jump(self._preview.place)
-            self._tell(_(ONLY_SHOWN), *result.words, *draft.notes, self._edits)
+            self._tell(ONLY_SHOWN, *result.words, *draft.notes, self._edits)
         else:
             node = self._context.scene.write_refined(draft, result)
             self._tell(*result.words, *self._context.scene.notes)
@@ -164,7 +164,7 @@ class Refining:
         job.reading.waits()
         self._entry = None if job.over else entry
         if str(entry.state) == "waiting":
-            self._view.show_message(_(WAITS))
+            self._view.show_message(WAITS)
         self._show_state()
 
     def _refresh(self, node: Node) -> None:
@@ -175,7 +175,7 @@ class Refining:
 
     def _on_choice(self) -> None:
         if self._preview is not None:
-            self._tell(_(STALE), self._withdraw_preview())
+            self._tell(STALE, self._withdraw_preview())
 
     def _withdraw_preview(self) -> str:
         """Remove the preview, if there is one; return where a person's edits of it are."""
@@ -229,7 +229,7 @@ class _RefinementJob:
     def _read(self) -> Draft:
         choice, scene = self._choice, self._context.scene
         if not choice.every and not choice.segments:
-            raise RequestError(_(NONE_TICKED))
+            raise RequestError(NONE_TICKED)
         segments = () if choice.every else choice.segments
         return scene.draft(choice.segmentation, [choice.refinement], segments, choice.image)
 

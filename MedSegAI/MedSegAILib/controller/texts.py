@@ -123,7 +123,7 @@ def _details(report: Mapping[str, Any]) -> list[str]:
             device=provenance.get("device", "?"),
         )
     )
-    return [*lines, _(NOT_FOR_DIAGNOSIS)]
+    return [*lines, NOT_FOR_DIAGNOSIS]
 
 
 def defect(error: Exception) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PLACE, AGREED = "place", "agreed_hosts"
 """The names of settings: the location, and the computers to which images may be sent, one per line."""
 
-TRAVEL_QUESTION = (
+TRAVEL_QUESTION = _(
     "The AI will run on {host}: images are sent there through ssh, and are kept in a private "
     "temporary folder while a job runs. May images of your patients be sent there?"
 )
@@ -71,7 +71,7 @@ class Places:
             return True
         self._asking = True
         try:
-            answer = self._context.host.confirm(_(TRAVEL_QUESTION).format(host=place.target))
+            answer = self._context.host.confirm(TRAVEL_QUESTION.format(host=place.target))
         finally:
             self._asking = False
         if answer:

@@ -88,10 +88,9 @@ def keep_case(
     if not consent:
         raise RequestError(_("Nothing was kept, because the user did not agree to it."))
     if len(sources) != len(card.channels):
-        raise RequestError(
-            f"Model {card.id!r} takes {counted(len(card.channels), 'image', 'images')}, not {len(sources)}. "
-            "Choose one per channel."
-        )
+        needed = counted(len(card.channels), _("image"), _("images"))
+        text = _("The model {model} takes {images}, not {number}. Choose one per channel.")
+        raise RequestError(text.format(model=card.name, images=needed, number=len(sources)))
     images = read_channels(sources)
     labels, notes = _labels(segmentation, card.labels, images[0].geometry)
     return _Dataset(_dataset_folder(folder, card), card).add(
@@ -125,23 +124,27 @@ def _labels(
             kept += 1
     if not kept:
         raise InputError(
-            f"{segmentation.GetName()} does not have a segment that is a structure of the model, so nothing was "
-            f"kept. Choose the model that it was made with."
+            _(
+                "{name} does not have a segment that is a structure of the model, so nothing was kept. "
+                "Choose the model that it was made with."
+            ).format(name=segmentation.GetName())
         )
     return out, tuple(_notes(left_out, doubled))
 
 
 def _notes(left_out: Sequence[str], doubled: int) -> Iterator[str]:
     if left_out:
-        yield f"Left out, because the model does not have them: {', '.join(left_out)}."
+        text = _("Left out, because the model does not have them: {names}.")
+        yield text.format(names=", ".join(left_out))
     if doubled:
-        yield f"{doubled} voxels were in two segments and count for the first of them."
+        text = _("{voxels} in two segments count for the first of them.")
+        yield text.format(voxels=counted(doubled, _("voxel"), _("voxels")))
 
 
 def _dataset_folder(folder: Path, card: ModelCard) -> Path:
     """Return the folder for cases of this model, by its name, or with the next free number."""
     if not folder.is_dir():
-        raise OutputError(f"{folder} is not a folder. Choose an existing one.")
+        raise OutputError(_("{path} is not a folder. Choose an existing one.").format(path=folder))
     title = "Corrected_" + (re.sub(r"[^0-9A-Za-z]+", "_", card.id).strip("_") or "model")
     numbers = set()
     for path in sorted(folder.glob("Dataset[0-9][0-9][0-9]_*")):
@@ -150,9 +153,8 @@ def _dataset_folder(folder: Path, card: ModelCard) -> Path:
         numbers.add(int(path.name[7:10]))
     free = [number for number in range(FIRST_NUMBER, LAST_NUMBER + 1) if number not in numbers]
     if not free:
-        raise OutputError(
-            f"{folder} holds datasets of all numbers from {FIRST_NUMBER} on. Choose another folder."
-        )
+        text = _("{folder} holds datasets of all numbers from {first} on. Choose another folder.")
+        raise OutputError(text.format(folder=folder, first=FIRST_NUMBER))
     return folder / f"Dataset{free[0]:03d}_{title}"
 
 
@@ -195,13 +197,15 @@ class _Dataset:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise OutputError(f"{path} is damaged. Repair it, or choose another folder.") from error
+            text = _("{path} is damaged. Repair it, or choose another folder.")
+            raise OutputError(text.format(path=path)) from error
         wanted = self._description(0)
         for key in ("channel_names", "labels", "file_ending"):
             if not isinstance(found, dict) or found.get(key) != wanted[key]:
-                raise OutputError(
-                    f"{path} belongs to a model with other {key.replace('_', ' ')}. Choose another folder."
+                text = _(
+                    "{path} belongs to a model with another entry {key}. Choose another folder."
                 )
+                raise OutputError(text.format(path=path, key=key))
 
     def _describe(self) -> None:
         cases = len(list((self._folder / IMAGES).glob(f"*_0000{ENDING}")))
@@ -254,7 +258,8 @@ def _errors_named(folder: Path) -> Iterator[None]:
     except MedSegAIError:
         raise
     except OSError as error:
-        raise OutputError(
-            f"The case cannot be kept in {folder}: {error.strerror or error}. Free space there, or choose another "
-            "folder. Nothing was kept."
-        ) from error
+        text = _(
+            "Nothing was kept, because {folder} cannot be written: {reason}. "
+            "Free space there, or choose another folder."
+        )
+        raise OutputError(text.format(folder=folder, reason=error.strerror or error)) from error

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medsegai.errors import InputError
 from medsegai.volume import Volume
+from MedSegAILib.translation import tr as _
 
 HEADER = np.dtype(
     [
@@ -84,8 +85,14 @@ def _header(volume: Volume) -> NDArray[np.void]:
     header["sizeof_hdr"], header["vox_offset"], header["magic"] = HEADER_BYTES, OFFSET, b"n+1"
     if voxels.dtype.name not in DATATYPES or max(voxels.shape) > np.iinfo(np.int16).max:
         raise InputError(
-            f"{volume.source or 'The image'} ({voxels.dtype}, {volume.geometry.describe()}) does not fit into a "
-            "NIfTI file. Convert it to 16-bit integers first."
+            _(
+                "{image} ({type}, {grid}) does not fit into a NIfTI file. "
+                "Convert it to 16-bit integers first."
+            ).format(
+                image=volume.source or _("The image"),
+                type=voxels.dtype,
+                grid=volume.geometry.describe(),
+            )
         )
     header["dim"] = [3, *reversed(voxels.shape), 1, 1, 1, 1]
     header["datatype"] = DATATYPES[voxels.dtype.name]

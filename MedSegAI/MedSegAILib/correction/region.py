@@ -40,7 +40,8 @@ def region_of_slab(
         GeometryError: the volume has a parent transform that is not linear.
     """
     if not thickness_mm > 0:
-        raise InputError(f"A slab must be thicker than 0 mm, not {thickness_mm:g}.")
+        text = _("A slab must be thicker than 0 mm, not {thickness:g}.")
+        raise InputError(text.format(thickness=thickness_mm))
     grid = grid_of(volume)
     to_ras = array_of(slice_node.GetSliceToRAS())
     directions = grid.ijk_to_ras[:3, :3] / grid.spacing_mm

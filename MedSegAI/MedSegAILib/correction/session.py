@@ -27,7 +27,7 @@ from MedSegAILib.scene.segments import label_value
 from MedSegAILib.slicer_types import SegmentationNode, VTKObject
 from MedSegAILib.translation import tr as _
 
-NO_SOURCE = (
+NO_SOURCE = _(
     "There is no source volume. Choose the image of this segmentation in the Segment Editor."
 )
 
@@ -100,7 +100,7 @@ class Correction:
             raise InputError(_("No segment is selected. Select the segment to correct."))
         image = editor.source_image()
         if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
-            raise InputError(_(NO_SOURCE))
+            raise InputError(NO_SOURCE)
         self._image: NDArray[np.number] = voxels_of(image)
         self._local = geometry_of(image)
         world = transform_to_world(self.segmentation) @ self._local.ijk_to_ras

@@ -23,9 +23,9 @@ from MedSegAILib.slicer_types import SegmentationNode
 from MedSegAILib.translation import tr as _
 from MedSegAILib.uncertain_regions import step_in_words
 
-LEAVING = "{count} strokes in {name} are not applied yet."
-FORGOTTEN = "The strokes were discarded, because {why}. Paint them again where they are needed."
-LEAVING_ONE = "One stroke in {name} is not applied yet."
+LEAVING = _("{count} strokes in {name} are not applied yet.")
+FORGOTTEN = _("The strokes were discarded, because {why}. Paint them again where they are needed.")
+LEAVING_ONE = _("One stroke in {name} is not applied yet.")
 
 
 class CorrectionTool:
@@ -170,7 +170,7 @@ class CorrectionTool:
             self.cancel()
         elif not correction.can_be_applied_in(self._editor):
             self.cancel()
-            self._tell(_(FORGOTTEN).format(why=_("their segment is no longer in the editor")))
+            self._tell(FORGOTTEN.format(why=_("their segment is no longer in the editor")))
         else:
             wanted = self._may_apply(_pending(correction))
             self._correction = correction
@@ -185,7 +185,7 @@ class CorrectionTool:
         had_strokes = self.strokes > 0
         self.cancel()
         if had_strokes:
-            self._tell(_(FORGOTTEN).format(why=why))
+            self._tell(FORGOTTEN.format(why=why))
 
     def follow_selection(self) -> None:
         """Conclude the strokes when another segment is selected."""
@@ -243,5 +243,5 @@ class CorrectionTool:
 
 def _pending(correction: Correction) -> str:
     """Return a sentence about the strokes that would be lost."""
-    text = _(LEAVING) if correction.strokes > 1 else _(LEAVING_ONE)
+    text = LEAVING if correction.strokes > 1 else LEAVING_ONE
     return text.format(count=correction.strokes, name=correction.segment_name)

@@ -256,9 +256,6 @@ class Panel:
 
 
 def _card_text(card: ModelCard) -> str:
-    parts = (
-        card.description,
-        card.intended_use,
-        card.licence and f"{_('Licence')}: {card.licence}",
-    )
+    licence = card.licence and _("Licence: {name}").format(name=card.licence)
+    parts = (card.description, card.intended_use, licence)
     return "\n".join(part for part in parts if part)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medsegai.progress import duration
 from medsegai.system.outside_text import unformatted
+from medsegai.worker.batch_events import CaseState
 from MedSegAILib.panel import dialogs, series_dialog
 from MedSegAILib.panel.structure_table import DOUBT_MARK
 from MedSegAILib.panel.style import error_style, lay_out_table, text_item
 from MedSegAILib.panel.wrapping import say
 from MedSegAILib.panel_values import BatchChoice, CaseRow, SeriesRow
-from MedSegAILib.progress_text import duration
 from MedSegAILib.signals import Signal
 from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
-SOURCES = ("A folder", "Slicer's DICOM database")
+STATES = {
+    CaseState.WAITING: _("waiting"),
+    CaseState.RUNNING: _("running"),
+    CaseState.DONE: _("done"),
+    CaseState.FAILED: _("failed"),
+}
+SOURCES = (_("A folder"), _("Slicer's DICOM database"))
 
 
 class BatchView:
@@ -33,7 +40,7 @@ class BatchView:
         self.start_requested, self.stop_requested = Signal(), Signal()
         self.series_requested = Signal()
         for source in SOURCES:
-            ui.batchSourceSelector.addItem(_(source))
+            ui.batchSourceSelector.addItem(source)
         ui.batchSourceSelector.connect("currentIndexChanged(int)", self._show_source)
         ui.batchSeriesButton.connect("clicked()", self.series_requested.emit)
         ui.batchStartButton.connect("clicked()", self.start_requested.emit)
@@ -127,6 +134,6 @@ def _state(row: CaseRow) -> str:
     if row.fraction is not None:
         return f"{100 * row.fraction:.0f} %"
     if row.seconds is not None:
-        state = f"{_(row.state)}, {duration(row.seconds)}"
+        state = f"{STATES[row.state]}, {duration(row.seconds)}"
         return f"{DOUBT_MARK} {row.remarks}, {state}" if row.remarks else state
-    return _(row.state)
+    return STATES[row.state]

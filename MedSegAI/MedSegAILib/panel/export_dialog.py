@@ -15,25 +15,34 @@ from MedSegAILib.translation import tr as _
 
 PARTS = {
     "report": (
-        "Report (HTML)",
-        "Pictures, table, warnings and provenance on a page that prints as A4.",
+        _("Report (HTML)"),
+        _("Pictures, table, warnings and provenance on a page that prints as A4."),
     ),
-    "csv": ("Table (CSV)", "Volume, surface, grey values, position and asymmetry of each segment."),
-    "json": ("Table (JSON)", "The same table for programs."),
-    "seg": ("DICOM segmentation", "Into the patient, study and frame of reference of the series."),
-    "sr": ("DICOM structured report", "The measurements, referring to the DICOM segmentation."),
-    "rtstruct": ("DICOM contours", "An RT Structure Set for radiotherapy, on the series."),
-    "surfaces": ("Surfaces", "A closed surface of each segment in mm, ready to print."),
+    "csv": (
+        _("Table (CSV)"),
+        _("Volume, surface, grey values, position and asymmetry of each segment."),
+    ),
+    "json": (_("Table (JSON)"), _("The same table for programs.")),
+    "seg": (
+        _("DICOM segmentation"),
+        _("Into the patient, study and frame of reference of the series."),
+    ),
+    "sr": (
+        _("DICOM structured report"),
+        _("The measurements, referring to the DICOM segmentation."),
+    ),
+    "rtstruct": (_("DICOM contours"), _("An RT Structure Set for radiotherapy, on the series.")),
+    "surfaces": (_("Surfaces"), _("A closed surface of each segment in mm, ready to print.")),
 }
 DICOM = ("seg", "sr", "rtstruct")
 ENCODINGS = {
-    "binary": "binary, which every viewer reads",
-    "labelmap": "labelmap, newer and smaller",
+    "binary": _("binary, which every viewer reads"),
+    "labelmap": _("labelmap, newer and smaller"),
 }
 FORMATS = {".stl": "STL", ".obj": "OBJ", ".glb": "GLB"}
-SPACES = {"LPS": "LPS, as 3D Slicer and DICOM", "RAS": "RAS"}
+SPACES = {"LPS": _("LPS, as 3D Slicer and DICOM"), "RAS": "RAS"}
 LARGEST_TOLERANCE = 5.0
-NOTICE = "Not for diagnostic use."
+NOTICE = _("Not for diagnostic use.")
 
 
 def ask(parent: Widget, name: str, reason: str, choice: ExportChoice) -> ExportChoice | None:
@@ -90,9 +99,9 @@ class ExportDialog:
         )
 
     def _tick(self, part: str, title: str, help_text: str) -> Widget:
-        tick = check_box(_(title))
+        tick = check_box(title)
         tick.objectName = f"{part}Tick"
-        tick.toolTip = _(help_text)
+        tick.toolTip = help_text
         return tick
 
     def _box(self, title: str, parts: tuple[str, ...]) -> Widget:
@@ -159,7 +168,7 @@ class ExportDialog:
 
     def _buttons(self) -> Widget:
         layout = qt.QHBoxLayout()
-        layout.addWidget(qt.QLabel(_(NOTICE)))
+        layout.addWidget(qt.QLabel(NOTICE))
         layout.addStretch(1)
         layout.addWidget(_button("exportCancelButton", _("Cancel"), self.dialog.reject))
         self._write = _button("exportWriteButton", _("Write"), self.dialog.accept)
@@ -185,7 +194,7 @@ def _combo(name: str, items: dict[str, str], chosen: str) -> Widget:
     combo = qt.QComboBox()
     combo.objectName = name
     for text in items.values():
-        combo.addItem(_(text))
+        combo.addItem(text)
     combo.currentIndex = list(items).index(chosen)
     return combo
 

@@ -11,7 +11,6 @@ import qt
 
 from MedSegAILib.panel.style import check_box, narrow
 from MedSegAILib.slicer_types import Widget
-from MedSegAILib.translation import tr as _
 
 LARGEST_NUMBER = 1_000_000
 FRACTION = (0.05, 1.0)
@@ -49,7 +48,7 @@ def _choice(words: Mapping[str, str], value: str, changed: Callable[[], None]) -
     narrow(widget)
     widget.minimumContentsLength = 8
     for choice, title in words.items():
-        widget.addItem(_(title), choice)
+        widget.addItem(title, choice)
     widget.setCurrentIndex(widget.findData(value))
     widget.connect("currentTextChanged(QString)", lambda _value: changed())
     return widget, lambda: str(widget.itemData(widget.currentIndex))

@@ -18,7 +18,7 @@ def ask(plan: Plan) -> Consent | None:
     return InstallDialog(plan).answer()
 
 
-NEEDED = (
+NEEDED = _(
     "To run networks, MedSegAI needs these packages in Slicer's Python. No other packages "
     "are installed, and packages of Slicer (numpy, SimpleITK …) are not replaced."
 )
@@ -33,7 +33,7 @@ class InstallDialog:
         self.dialog.windowTitle = _("MedSegAI: first use")
         self.dialog.resize(520, 380)
         layout = qt.QVBoxLayout(self.dialog)
-        layout.addWidget(_label(_(NEEDED)))
+        layout.addWidget(_label(NEEDED))
         layout.addWidget(_table(plan))
         where = _("They are installed into {folder}.").format(folder=plan.folder)
         layout.addWidget(_label(where, quiet=True))

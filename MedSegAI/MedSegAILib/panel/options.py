@@ -25,8 +25,8 @@ PANEL_DEFAULTS: Mapping[str, Any] = {"uncertainty": True}
 """The defaults that differ from those of the request, so that users see where a result is uncertain."""
 
 DEVICES = (
-    DeviceChoice("auto", "the fastest one"),
-    DeviceChoice("cpu", "the processor"),
+    DeviceChoice("auto", _("the fastest one")),
+    DeviceChoice("cpu", _("the processor")),
 )
 
 
@@ -51,9 +51,9 @@ class OptionWidgets:
         for option in request_options():
             if option.name not in ELSEWHERE:
                 widget = self._widget(option)
-                widget.toolTip = _(tip_of(option))
+                widget.toolTip = tip_of(option)
                 widget.objectName = f"{option.name}Option"
-                self._add_row(_(title_of(option)), widget)
+                self._add_row(title_of(option), widget)
         self._others_label = form.labelForField(self._others.box)
         self.set_others(())
 
@@ -175,7 +175,7 @@ class _TickedNames:
 
 
 def _device_text(device: DeviceChoice) -> str:
-    return f"{device.value} – {_(device.description)}" if device.description else device.value
+    return f"{device.value} – {device.description}" if device.description else device.value
 
 
 def _first_word(text: str) -> str:

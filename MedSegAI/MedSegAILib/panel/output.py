@@ -11,10 +11,10 @@ from MedSegAILib.slicer_types import Node, Widget
 from MedSegAILib.translation import tr as _
 
 MODES = (
-    (OutputMode.NEW, "New segmentation"),
-    (OutputMode.UPDATE, "Update its segments"),
-    (OutputMode.ADD, "Add beside its segments"),
-    (OutputMode.PREVIEW, "Preview, then accept"),
+    (OutputMode.NEW, _("New segmentation")),
+    (OutputMode.UPDATE, _("Update its segments")),
+    (OutputMode.ADD, _("Add beside its segments")),
+    (OutputMode.PREVIEW, _("Preview, then accept")),
 )
 
 
@@ -29,7 +29,7 @@ class OutputWidgets:
     def __init__(self, ui: Widget, changed: Callable[[], None]) -> None:
         self._ui, self._changed = ui, changed
         for _mode, title in MODES:
-            ui.outputSelector.addItem(_(title))
+            ui.outputSelector.addItem(title)
         ui.outputSelector.connect("currentIndexChanged(int)", self._on_mode_changed)
         ui.outputNodeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_change)
         for box in (ui.lockedCheck, ui.paintedCheck):

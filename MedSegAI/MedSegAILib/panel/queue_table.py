@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from medsegai.progress import duration
 from medsegai.system.outside_text import unformatted
 from MedSegAILib.panel.style import lay_out_table, text_item
-from MedSegAILib.progress_text import duration
+from MedSegAILib.progress_text import stage_text
 from MedSegAILib.signals import Signal
 from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
     from MedSegAILib.worker.queue import Entry
 
 STATES = {
-    "waiting": "waiting",
-    "running": "running",
-    "done": "done",
-    "failed": "failed",
-    "cancelled": "stopped",
+    "waiting": _("waiting"),
+    "running": _("running"),
+    "done": _("done"),
+    "failed": _("failed"),
+    "cancelled": _("stopped"),
 }
 
 
@@ -117,12 +118,12 @@ class QueueTable:
 
 def _state_text(entry: Entry) -> tuple[str, str]:
     """Return the text of the table, and the details for the tool tip."""
-    state = _(STATES.get(str(entry.state), str(entry.state)))
+    state = STATES[str(entry.state)]
     if str(entry.state) == "running":
         if getattr(entry, "stopping", False):
             return _("stopping …"), ""
         left = "" if entry.seconds_left is None else f", {duration(entry.seconds_left)}"
-        return f"{100 * entry.fraction:.0f} %{left}", entry.message or entry.stage
+        return f"{100 * entry.fraction:.0f} %{left}", entry.message or stage_text(entry.stage)
     return state, entry.message
 
 

@@ -11,7 +11,6 @@ from medsegai.refinements import option_fields
 from MedSegAILib.panel.fields import FieldWidget, field_widget, tip_of, title_of
 from MedSegAILib.panel.structure_list import Structure, StructureList
 from MedSegAILib.slicer_types import Widget
-from MedSegAILib.translation import tr as _
 
 
 class RefinementForm:
@@ -54,8 +53,8 @@ class RefinementForm:
             else:
                 widget, read = field_widget(option, value, self._changed)
             widget.objectName = f"{self._prefix}_{option.name}"
-            widget.toolTip = _(tip_of(option))
-            self._form.addRow(f"{_(title_of(option))}:", widget)
+            widget.toolTip = tip_of(option)
+            self._form.addRow(f"{title_of(option)}:", widget)
             self._read[option.name], self._defaults[option.name] = read, option.default
 
     def refinement(self) -> Refinement:

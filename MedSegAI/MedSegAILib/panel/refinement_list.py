@@ -71,8 +71,8 @@ class RefinementList:
         self._names.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
         self._names.minimumContentsLength = 8
         for number, name in enumerate(refinement_names()):
-            self._names.addItem(_(title(name)))
-            self._names.setItemData(number, f"{_(summary(name))} ({name})", qt.Qt.ToolTipRole)
+            self._names.addItem(title(name))
+            self._names.setItemData(number, f"{summary(name)} ({name})", qt.Qt.ToolTipRole)
         row.addWidget(self._names, 1)
         row.addWidget(_button("addRefinementButton", _("Add"), self._add))
         return row
@@ -134,7 +134,7 @@ class RefinementList:
 
     def _explain(self, refinement: Refinement) -> None:
         """Return what a refinement does, and how scripts and the command line write it."""
-        self._list.toolTip = f"{_(summary(refinement.name))} ({as_text(refinement)})"
+        self._list.toolTip = f"{summary(refinement.name)} ({as_text(refinement)})"
 
     def _on_option_changed(self) -> None:
         row = self._list.currentRow
@@ -148,10 +148,9 @@ def in_words(refinement: Refinement) -> str:
     """Return a refinement and its options that differ from the defaults, as the list shows it."""
     options = {option.name: option for option in option_fields(refinement.name)}
     parts = [
-        f"{_(title_of(options[name]))} {_value(value)}"
-        for name, value in refinement.options.items()
+        f"{title_of(options[name])} {_value(value)}" for name, value in refinement.options.items()
     ]
-    return ": ".join(part for part in (_(title(refinement.name)), ", ".join(parts)) if part)
+    return ": ".join(part for part in (title(refinement.name), ", ".join(parts)) if part)
 
 
 def _value(value: object) -> str:

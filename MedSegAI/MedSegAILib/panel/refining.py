@@ -16,7 +16,7 @@ from MedSegAILib.slicer_types import Node, Widget
 from MedSegAILib.translation import tr as _
 
 ALL, TICKED = 0, 1
-WHICH = ("All segments", "The ticked segments")
+WHICH = (_("All segments"), _("The ticked segments"))
 SEGMENTS_ROW = 2
 """The position below the choice between all and some."""
 
@@ -42,9 +42,9 @@ class RefineView:
             ui.refinementArea.layout(), self.choice_changed.emit, "refineOption"
         )
         for title in WHICH:
-            ui.refineSegmentsSelector.addItem(_(title))
+            ui.refineSegmentsSelector.addItem(title)
         for name in refinement_names():
-            ui.refinementSelector.addItem(_(title_of_refinement(name)))
+            ui.refinementSelector.addItem(title_of_refinement(name))
         self._connect()
         self._show_refinement()
         self._show_which()
@@ -118,5 +118,5 @@ class RefineView:
     def _show_refinement(self) -> None:
         name = refinement_names()[max(self._ui.refinementSelector.currentIndex, 0)]
         note = self._ui.refinementNote
-        say(note, _(summary(name)), quiet_style(note))
+        say(note, summary(name), quiet_style(note))
         self._form.show(name)

@@ -17,7 +17,11 @@ from MedSegAILib.slicer_types import Node, QtValue, Widget
 from MedSegAILib.translation import tr as _
 
 TONES = {DOUBT: doubt_style, PROBLEM: error_style}
-SMOOTHING = (("Surfaces as they are", 0.0), ("Smooth surfaces", 0.5), ("Very smooth surfaces", 0.8))
+SMOOTHING = (
+    (_("Surfaces as they are"), 0.0),
+    (_("Smooth surfaces"), 0.5),
+    (_("Very smooth surfaces"), 0.8),
+)
 """The entries of the menu of Show 3D, with Slicer's smoothing factor; 0.5 is Slicer's default."""
 
 FOLDED, UNFOLDED = "▸", "▾"
@@ -60,7 +64,7 @@ class ResultsView:
         self._export = ExportChoice()
         self.slab_requested, self.keep_requested = Signal(), Signal()
         for state in STATES:
-            ui.resultStateSelector.addItem(_(state))
+            ui.resultStateSelector.addItem(state)
         self._connect()
         self.show((), ())
         self.show_verdict(Verdict())
@@ -166,7 +170,7 @@ class ResultsView:
         self._menu = qt.QMenu(button)
         self._menu.objectName = "smoothingMenu"
         for title, factor in SMOOTHING:
-            action = self._menu.addAction(_(title))
+            action = self._menu.addAction(title)
             action.connect("triggered()", lambda chosen=factor: self.smoothing_chosen.emit(chosen))
         self._menu.popup(button.mapToGlobal(position))
 
@@ -188,5 +192,5 @@ class ResultsView:
     def _fold(self, _unfolded: bool = False) -> None:
         ui = self._ui
         unfolded = bool(ui.detailsButton.checked)
-        ui.detailsButton.text = f"{UNFOLDED if unfolded else FOLDED} {_('Details')}"
+        ui.detailsButton.text = (UNFOLDED if unfolded else FOLDED) + " " + _("Details")
         ui.detailsLabel.visible = unfolded and bool(ui.detailsLabel.text)

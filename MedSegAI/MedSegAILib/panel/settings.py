@@ -9,9 +9,9 @@ from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 KINDS = (
-    ("own", "This Slicer's Python"),
-    ("other", "Another Python on this computer"),
-    ("ssh", "Another computer, through ssh"),
+    ("own", _("This Slicer's Python")),
+    ("other", _("Another Python on this computer")),
+    ("ssh", _("Another computer, through ssh")),
 )
 
 
@@ -28,7 +28,7 @@ class SettingsWidgets:
         self._filling = False
         self.place_changed, self.test_requested = Signal(), Signal()
         for _kind, title in KINDS:
-            ui.placeSelector.addItem(_(title))
+            ui.placeSelector.addItem(title)
         ui.placeSelector.connect("currentIndexChanged(int)", self._on_kind_changed)
         for edit in (ui.pythonEdit, ui.hostEdit, ui.commandEdit):
             edit.connect("editingFinished()", self._on_change)

@@ -10,7 +10,7 @@ from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
 
 NORMAL, FAST = 0, 1
-SPEEDS = ("Normal", "Fast")
+SPEEDS = (_("Normal"), _("Fast"))
 
 
 class Speed:
@@ -25,7 +25,7 @@ class Speed:
         self._label, self._selector, self._changed = label, selector, changed
         self._fast: dict[str, Any] = {}
         for title in SPEEDS:
-            selector.addItem(_(title))
+            selector.addItem(title)
         selector.connect("currentIndexChanged(int)", self._on_change)
         self.set_model(None)
 

@@ -15,25 +15,29 @@ from MedSegAILib.panel.style import (
     number_item,
     text_item,
 )
-from MedSegAILib.panel_values import DONE, NOT_STARTED, REVIEW_STATES, StructureRow
+from MedSegAILib.panel_values import DONE, NOT_STARTED, QUALITIES, REVIEW_STATES, StructureRow
 from MedSegAILib.signals import Signal
 from MedSegAILib.slicer_types import QtValue, Widget
 from MedSegAILib.translation import tr as _
 
 EYE, NAME, VOLUME, QUALITY, REVIEW = range(5)
-TITLES = ("", "Structure", "ml", "Quality", "✓")
+TITLES = ("", _("Structure"), _("ml"), _("Quality"), "✓")
 HELP = (
-    "Shown in the views or hidden. Click to change.",
-    "Click, or use the arrow keys, to go there. The menu of the right button changes all selected rows.",
-    "Volume in millilitres",
-    "How good the result is expected to be: good, check or poor. Point at a row for the reason.",
-    "State of the review. Click to complete a structure; the AI does not change completed structures.",
+    _("Shown in the views or hidden. Click to change."),
+    _(
+        "Click, or use the arrow keys, to go there. The menu of the right button changes all selected rows."
+    ),
+    _("Volume in millilitres"),
+    _("How good the result is expected to be: good, check or poor. Point at a row for the reason."),
+    _(
+        "State of the review. Click to complete a structure; the AI does not change completed structures."
+    ),
 )
 REVIEW_MARKS = {"": "", "notstarted": "·", "inprogress": "…", "completed": "✓", "flagged": "⚑"}
 DOUBT_MARK = "⚠"
 
 ALL, TO_CHECK, OPEN, COMPLETED, HIDDEN = range(5)
-STATES = ("All", "To check", "Not completed", "Completed", "Hidden")
+STATES = (_("All"), _("To check"), _("Not completed"), _("Completed"), _("Hidden"))
 """The filters of the table."""
 
 BY_STATE: dict[int, Callable[[StructureRow], bool]] = {
@@ -162,15 +166,15 @@ class StructureTable:
         table.setItem(number, NAME, _name_item(row))
         table.setItem(number, VOLUME, number_item(row.volume_ml))
         table.setItem(number, QUALITY, self._quality_item(row))
-        review = text_item(REVIEW_MARKS.get(row.review, ""), _(REVIEW_STATES.get(row.review, "")))
+        review = text_item(REVIEW_MARKS.get(row.review, ""), REVIEW_STATES.get(row.review, ""))
         review.setTextAlignment(qt.Qt.AlignCenter)
         table.setItem(number, REVIEW, review)
 
     def _quality_item(self, row: StructureRow) -> QtValue:
-        item = text_item(_(row.quality), row.reasons)
+        item = text_item(QUALITIES.get(row.quality, ""), row.reasons)
         colors = {POOR: error_color, CHECK: doubt_color}
         if row.quality in colors:
-            item.setText(f"{DOUBT_MARK} {_(row.quality)}")
+            item.setText(f"{DOUBT_MARK} {item.text()}")
             item.setForeground(qt.QBrush(colors[row.quality](self._table)))
         return item
 
@@ -230,7 +234,7 @@ class StructureTable:
         self._add(_("Hide in 3D"), lambda: self.in_3d_chosen.emit(names, False))
         menu.addSeparator()
         for state, title in REVIEW_STATES.items():
-            self._add(f"{REVIEW_MARKS[state]}  {_(title)}", self._reviewing(names, state))
+            self._add(f"{REVIEW_MARKS[state]}  {title}", self._reviewing(names, state))
         menu.popup(self._table.viewport().mapToGlobal(position))
 
     def _reviewing(self, names: tuple[str, ...], state: str) -> Callable[[], None]:
@@ -262,6 +266,6 @@ def _clear(table: Widget, rows: int) -> None:
     table.clear()
     table.setRowCount(rows)
     table.setColumnCount(len(TITLES))
-    table.setHorizontalHeaderLabels([_(title) for title in TITLES])
+    table.setHorizontalHeaderLabels(list(TITLES))
     for column, words in enumerate(HELP):
-        table.horizontalHeaderItem(column).setToolTip(_(words))
+        table.horizontalHeaderItem(column).setToolTip(words)

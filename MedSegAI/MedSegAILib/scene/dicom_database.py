@@ -19,19 +19,19 @@ NO_IMAGES = frozenset({"DOC", "KO", "PR", "REG", "RTDOSE", "RTPLAN", "RTSTRUCT",
 """The modalities of series that cannot be segmented."""
 
 
-NOT_FROM_DICOM = (
+NOT_FROM_DICOM = _(
     "{name} was not loaded by the module DICOM. A DICOM SEG or SR needs the patient, study and frame "
     "of reference of a DICOM series."
 )
-NOT_IN_DATABASE = (
+NOT_IN_DATABASE = _(
     "The DICOM series of {name} is no longer in Slicer's DICOM database, but a "
     "DICOM SEG or SR needs it. Import it there again."
 )
-NOT_HERE = (
+NOT_HERE = _(
     "The files of series {name} are not on this computer. Import them into the DICOM database with a "
     "copy of them, or leave the series out."
 )
-SEVERAL_FOLDERS = (
+SEVERAL_FOLDERS = _(
     "The files of series {name} are in {count} folders. Import them into the "
     "DICOM database with a copy of them, or leave the series out."
 )
@@ -83,10 +83,10 @@ def source_of(database: QtValue, volume: VolumeNode) -> tuple[str, str]:
         raise InputError(_("The scan is not in the scene, so a DICOM SEG or SR cannot be written."))
     instances = str(volume.GetAttribute(INSTANCES_ATTRIBUTE) or "").split()
     if not instances:
-        raise InputError(_(NOT_FROM_DICOM).format(name=volume.GetName()))
+        raise InputError(NOT_FROM_DICOM.format(name=volume.GetName()))
     series = _series_with(database, instances[0])
     if not series:
-        raise InputError(_(NOT_IN_DATABASE).format(name=volume.GetName()))
+        raise InputError(NOT_IN_DATABASE.format(name=volume.GetName()))
     return folder_of(database, SeriesRow("", "", volume.GetName(), series)), series
 
 
@@ -120,7 +120,7 @@ def folder_of(database: QtValue, row: SeriesRow) -> str:
     files = [Path(file) for file in database.filesForSeries(row.uid) if file]
     folders = {file.parent for file in files}
     if not files or not all(folder.is_dir() for folder in folders):
-        raise InputError(_(NOT_HERE).format(name=row.title))
+        raise InputError(NOT_HERE.format(name=row.title))
     if len(folders) > 1:
-        raise InputError(_(SEVERAL_FOLDERS).format(name=row.title, count=len(folders)))
+        raise InputError(SEVERAL_FOLDERS.format(name=row.title, count=len(folders)))
     return str(folders.pop())

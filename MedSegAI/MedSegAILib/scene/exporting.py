@@ -31,7 +31,7 @@ from MedSegAILib.scene.segments import label_of, label_value, painted, values_of
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
-OVERLAP = (
+OVERLAP = _(
     "{first} and {second} overlap, but in an export a voxel belongs to one segment. "
     "Export a copy without one of them, or separate them in the Segment Editor."
 )
@@ -134,7 +134,7 @@ def _label_map_of(
             other = int(out[box][inside].max())
             if other:
                 first, second = (_title(segmentation, values, it) for it in (other, value))
-                raise InputError(_(OVERLAP).format(first=first, second=second))
+                raise InputError(OVERLAP.format(first=first, second=second))
             out[box][inside] = value
     return out
 

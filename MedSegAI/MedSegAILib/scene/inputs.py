@@ -16,12 +16,19 @@ from MedSegAILib.scene.dicom_database import modality_of
 from MedSegAILib.scene.layers import array_of
 from MedSegAILib.scene.nodes import nodes_of
 from MedSegAILib.slicer_types import MRMLScene, Node, VolumeNode
+from MedSegAILib.translation import tr as _
 
 # Why some scalar volume nodes are not images with one value per voxel.
 _OTHER_VOLUMES = {
-    "vtkMRMLLabelMapVolumeNode": "is a label map; choose the image that it was made from",
-    "vtkMRMLMultiVolumeNode": "holds several images; extract one of them",
+    "vtkMRMLLabelMapVolumeNode": _(
+        "{name} is a label map. Choose the image that it was made from."
+    ),
+    "vtkMRMLMultiVolumeNode": _("{name} holds several images. Extract one of them."),
 }
+RESAMPLE = _(
+    "Resample {image} onto {grid}, for example with Slicer's Resample Scalar/Vector/DWI Volume, "
+    "and choose the result."
+)
 
 _VECTORS = "vtkMRMLVectorVolumeNode"
 
@@ -44,9 +51,8 @@ def read(node: Node) -> Volume:
 def _check_different(nodes: Sequence[Node]) -> None:
     for index, node in enumerate(nodes):
         if any(node is other for other in nodes[:index]):
-            raise InputError(
-                f"{node.GetName()} is chosen for two channels. Choose one volume for each."
-            )
+            text = _("{name} is chosen for two channels. Choose one volume for each.")
+            raise InputError(text.format(name=node.GetName()))
 
 
 def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
@@ -57,7 +63,7 @@ def read_channels(nodes: Sequence[Node]) -> tuple[Volume, ...]:
         GeometryError: see `read`; or two nodes have different grids.
     """
     if not nodes:
-        raise InputError("There is no input volume. Load an image and choose it.")
+        raise InputError(_("There is no input volume. Load an image and choose it."))
     if len(nodes) == 1 and in_colours(nodes[0]):
         return _colours(nodes[0])
     volumes = tuple(read(node) for node in nodes)
@@ -74,8 +80,7 @@ def _check_grids(volumes: Sequence[Volume]) -> None:
             first.geometry,
             other.source,
             first.source,
-            f"Resample {other.source} onto {first.source}, for example with Slicer's Resample "
-            "Scalar/Vector/DWI Volume, and choose the result.",
+            RESAMPLE.format(image=other.source, grid=first.source),
         )
 
 
@@ -141,9 +146,10 @@ def transform_to_world(node: Node) -> NDArray[np.float64]:
         return np.eye(4)
     if not transform.IsTransformToWorldLinear():
         raise GeometryError(
-            f"{node.GetName()} has a parent transform that is not linear "
-            f"({transform.GetName()}). Harden the transform on a copy of it, or remove it "
-            "from the transform."
+            _(
+                "{name} has a parent transform that is not linear ({transform}). Harden the "
+                "transform on a copy of it, or remove it from the transform."
+            ).format(name=node.GetName(), transform=transform.GetName())
         )
     to_world = vtk.vtkMatrix4x4()
     transform.GetMatrixTransformToWorld(to_world)
@@ -155,24 +161,26 @@ def check_image(node: Node) -> None:
     InputError: the node is None, or not an image with one value per voxel.
     """
     if node is None:
-        raise InputError("There is no input volume. Load an image and choose it.")
+        raise InputError(_("There is no input volume. Load an image and choose it."))
     name = node.GetName()
     if not node.IsA("vtkMRMLScalarVolumeNode"):
-        raise InputError(f"{name} is not a volume. Choose an image.")
+        raise InputError(_("{name} is not a volume. Choose an image.").format(name=name))
     for kind, reason in _OTHER_VOLUMES.items():
         if node.IsA(kind):
-            raise InputError(f"{name} {reason}.")
+            raise InputError(reason.format(name=name))
     image = node.GetImageData()
     if image is None or image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
-        raise InputError(f"{name} does not contain an image. Load it again.")
+        raise InputError(_("{name} does not contain an image. Load it again.").format(name=name))
     _check_components(name, image.GetNumberOfScalarComponents())
 
 
 def _check_components(name: str, components: int) -> None:
     if components != 1:
         raise InputError(
-            f"{name} has {components} values per voxel (colour or several images), but one is needed. Convert it "
-            "with Slicer's module Vector to Scalar Volume first."
+            _(
+                "{name} has {count} values per voxel (colour or several images), but one is needed. "
+                "Convert it with Slicer's module Vector to Scalar Volume first."
+            ).format(name=name, count=components)
         )
 
 
@@ -181,7 +189,8 @@ def _middle_and_half(node: Node) -> tuple[NDArray[np.float64], NDArray[np.float6
     if node.IsA("vtkMRMLMarkupsROINode"):
         return array_of(node.GetObjectToNodeMatrix()), np.array(node.GetSize()) / 2
     if not node.IsA("vtkMRMLAnnotationROINode"):
-        raise InputError(f"{node.GetName()} is not a region of interest. Choose an ROI.")
+        text = _("{name} is not a region of interest. Choose an ROI.")
+        raise InputError(text.format(name=node.GetName()))
     middle, half, local = np.zeros(3), np.zeros(3), np.eye(4)
     node.GetXYZ(middle)
     node.GetRadiusXYZ(half)
@@ -202,12 +211,13 @@ def region(node: Node) -> tuple[float, ...]:
         GeometryError: it has a parent transform that is not linear.
     """
     if node is None:
-        raise InputError("There is no region of interest. Choose one, or segment the whole volume.")
+        raise InputError(
+            _("There is no region of interest. Choose one, or segment the whole volume.")
+        )
     local, half = _middle_and_half(node)
     if not np.all(half > 0):
-        raise InputError(
-            f"{node.GetName()} does not have a box yet. Draw it in a slice view first."
-        )
+        text = _("{name} does not have a box yet. Draw it in a slice view first.")
+        raise InputError(text.format(name=node.GetName()))
     to_world = transform_to_world(node) @ local
     reach = np.abs(to_world[:3, :3]) @ half
     low, high = to_world[:3, 3] - reach, to_world[:3, 3] + reach

@@ -23,14 +23,14 @@ from MedSegAILib.scene.nodes import check_segmentation
 from MedSegAILib.slicer_types import SegmentationNode, VTKObject
 from MedSegAILib.translation import tr as _
 
-OTHERWISE = (
+OTHERWISE = _(
     "{name} is made of {kind}. Make the binary labelmap its source representation in the Segmentations module, or "
     "choose another segmentation."
 )
 KINDS = {
-    "Closed surface": "surfaces",
-    "Planar contour": "contours",
-    "Fractional labelmap": "fractional label maps",
+    "Closed surface": _("surfaces"),
+    "Planar contour": _("contours"),
+    "Fractional labelmap": _("fractional label maps"),
 }
 """What segments may be made of, by Slicer's names of representations."""
 
@@ -71,7 +71,7 @@ def layers_of(segmentation: SegmentationNode) -> tuple[Layer, ...]:
     source = segments.GetSourceRepresentationName()
     if segments.GetNumberOfSegments() and source != labelmap_name():
         raise InputError(
-            _(OTHERWISE).format(name=segmentation.GetName(), kind=KINDS.get(source, source))
+            OTHERWISE.format(name=segmentation.GetName(), kind=KINDS.get(source, source))
         )
     layers = []
     for index in range(segments.GetNumberOfLayers(labelmap_name())):

@@ -91,10 +91,12 @@ def set_opacity(scene: MRMLScene, segmentation: SegmentationNode, value: float) 
 
 
 def _missing(segmentation: SegmentationNode, kind: str) -> str:
-    name = segmentation.GetName()
-    if kind == HEAT:
-        return f"{name} does not have a heat map. Run a classifier of patches or pictures."
-    return f"The uncertainty of {name} was not measured. Run the model again with uncertainty switched on."
+    text = (
+        _("{name} does not have a heat map. Run a classifier of patches or pictures.")
+        if kind == HEAT
+        else _("The uncertainty of {name} was not measured. Run the model again with uncertainty.")
+    )
+    return text.format(name=segmentation.GetName())
 
 
 def _take_away(

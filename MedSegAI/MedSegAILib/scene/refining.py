@@ -55,10 +55,10 @@ from MedSegAILib.translation import tr as _
 REFINED = "refined"
 """The entry of a segmentation's report with the later refinements, from the first to the last."""
 
-NO_VOXELS = "{name} does not have voxels to refine."
+NO_VOXELS = _("{name} does not have voxels to refine.")
 
 
-OVERLAP = (
+OVERLAP = _(
     "{first} and {second} overlap and cannot be refined together, because a refinement gives each "
     "voxel one segment. Choose one of them, or remove the overlap in the Segment Editor."
 )
@@ -110,7 +110,7 @@ def draft(
     _check_without_labels(refinements)
     layers = layers_of(segmentation)
     if not layers:
-        raise InputError(_(NO_VOXELS).format(name=segmentation.GetName()))
+        raise InputError(NO_VOXELS.format(name=segmentation.GetName()))
     refined, locked = _chosen(segmentation, layers, segments)
     grid = grid_around(
         lattice(segmentation, layers, layers[0].geometry), (layer.geometry for layer in layers)
@@ -277,7 +277,7 @@ def _chosen(
     meant = [name for name in known if name in filled and (not segments or name in segments)]
     if not meant:
         raise InputError(
-            _(NO_VOXELS).format(name=segmentation.GetName())
+            NO_VOXELS.format(name=segmentation.GetName())
             if not segments
             else _("The chosen segments are empty. Choose others.")
         )
@@ -322,7 +322,7 @@ def _joined_segments(
 
 def _overlap(segmentation: SegmentationNode, one: str, other: str) -> str:
     first, second = (_names(segmentation, [name]) for name in (one, other))
-    return _(OVERLAP).format(first=first, second=second)
+    return OVERLAP.format(first=first, second=second)
 
 
 def _masks(

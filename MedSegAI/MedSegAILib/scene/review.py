@@ -14,6 +14,7 @@ import slicer
 
 from medsegai.errors import InputError
 from MedSegAILib.slicer_types import Segment, SegmentationNode
+from MedSegAILib.translation import tr as _
 
 
 class ReviewState(Enum):
@@ -64,7 +65,6 @@ def is_locked(segmentation: SegmentationNode, segment_id: str) -> bool:
 def segment_of(segmentation: SegmentationNode, segment_id: str) -> Segment:
     segment = segmentation.GetSegmentation().GetSegment(segment_id)
     if segment is None:
-        raise InputError(
-            f"{segmentation.GetName()} no longer has the segment {segment_id}. Choose another one."
-        )
+        text = _("{name} no longer has the segment {segment}. Choose another one.")
+        raise InputError(text.format(name=segmentation.GetName(), segment=segment_id))
     return segment

@@ -24,6 +24,7 @@ from MedSegAILib.slicer_types import (
     VolumeNode,
     VTKObject,
 )
+from MedSegAILib.translation import tr as _
 
 
 def browser_of(node: Node) -> SequenceBrowserNode:
@@ -58,9 +59,8 @@ def read_frame(node: Node, number: int) -> Volume:
     browser, value = _at(node, number)
     data = browser.GetSequenceNode(node).GetDataNodeAtValue(value)
     if data is None:
-        raise InputError(
-            f"{node.GetName()} does not have an image at frame {number + 1} ({value})."
-        )
+        text = _("{name} does not have an image at frame {number} ({value}).")
+        raise InputError(text.format(name=node.GetName(), number=number + 1, value=value))
     check_image(data)
     return image_at(data, _transform_at(node, browser, value), f"{node.GetName()} ({value})")
 
@@ -109,10 +109,8 @@ def check_proxy(proxy: SegmentationNode, source: VolumeNode, number: int) -> Non
     """
     _at(source, number)
     if proxy is not None and not goes_along(proxy, source):
-        raise InputError(
-            f"{proxy.GetName()} does not belong to the sequence of {source.GetName()}. "
-            "Choose a new segmentation."
-        )
+        text = _("{name} does not belong to the sequence of {source}. Choose a new segmentation.")
+        raise InputError(text.format(name=proxy.GetName(), source=source.GetName()))
 
 
 def goes_along(node: Node, source: VolumeNode) -> bool:
@@ -152,11 +150,13 @@ def _at(node: Node, number: int) -> tuple[Node, str]:
     """Return the browser of a node, and the index value of a frame."""
     browser = browser_of(node)
     if browser is None:
-        name = "There is no volume that" if node is None else node.GetName()
-        raise InputError(f"{name} is not an image of a sequence. Segment it as a single volume.")
+        text = _("{name} is not an image of a sequence. Segment it as a single volume.")
+        name = _("The chosen volume") if node is None else node.GetName()
+        raise InputError(text.format(name=name))
     if not 0 <= number < browser.GetNumberOfItems():
+        text = _("{name} does not have a frame {number}. Its last frame is {last}.")
         raise InputError(
-            f"{node.GetName()} has {browser.GetNumberOfItems()} frames; there is no frame {number + 1}."
+            text.format(name=node.GetName(), number=number + 1, last=browser.GetNumberOfItems())
         )
     return browser, str(browser.GetMasterSequenceNode().GetNthIndexValue(number))
 
@@ -177,10 +177,11 @@ def _transform_at(node: Node, browser: SequenceBrowserNode, value: str) -> NDArr
 
 def _to_parent(transform: VTKObject) -> NDArray[np.float64]:
     if not transform.IsLinear():
-        raise GeometryError(
-            f"A frame has a parent transform that is not linear ({transform.GetName()}). "
+        text = _(
+            "A frame has a parent transform that is not linear ({transform}). "
             "Remove the volume from the transform."
         )
+        raise GeometryError(text.format(transform=transform.GetName()))
     matrix = vtk.vtkMatrix4x4()
     transform.GetMatrixTransformToParent(matrix)
     return array_of(matrix)

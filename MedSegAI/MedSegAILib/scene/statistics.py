@@ -32,6 +32,7 @@ from MedSegAILib.scene.plotting import Bar, show_bars
 from MedSegAILib.scene.review import review_state
 from MedSegAILib.scene.segments import digests, label_value, measures_of, painted
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, TableNode
+from MedSegAILib.translation import tr as _
 
 TABLE_REFERENCE = "MedSegAI.statistics"
 """The reference of the segmentation node to the table of its statistics."""
@@ -134,9 +135,8 @@ def write_csv(found: list[Row], path: Path | str) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}. Choose another place."
-        ) from error
+        text = _("{path} cannot be written: {reason}. Choose another place.")
+        raise OutputError(text.format(path=path, reason=error.strerror or error)) from error
 
 
 def _write_rows(file: TextIO, found: Iterable[Row]) -> None:

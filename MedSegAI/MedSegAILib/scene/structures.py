@@ -16,14 +16,14 @@ from MedSegAILib.scene.visibility import is_shown
 from MedSegAILib.slicer_types import Segment, SegmentationNode
 from MedSegAILib.translation import tr as _
 
-# Measures of uncertainty, which the end of the tool tip names for experts.
-_TITLES = {
+MEASURES = {
     "iou": "IoU",
-    "pairwise_dice": "Dice between networks",
-    "volume_cv": "CV of volume",
-    "mean_entropy": "entropy",
-    "mutual_information": "mutual information",
+    "pairwise_dice": _("Dice between networks"),
+    "volume_cv": _("CV of volume"),
+    "mean_entropy": _("entropy"),
+    "mutual_information": _("mutual information"),
 }
+"""Measures of uncertainty, which the end of the tool tip names for experts."""
 
 
 def rows(segmentation: SegmentationNode) -> list[StructureRow]:
@@ -116,7 +116,7 @@ def _reasons(known: Mapping[str, float], remarks: str) -> str:
                 "Expected Dice with an expert's segmentation: {number:.2f} (1 is complete agreement)."
             ).format(number=expected)
         )
-    measured = [f"{_(title)} {known[key]:.3f}" for key, title in _TITLES.items() if key in known]
+    measured = [f"{title} {known[key]:.3f}" for key, title in MEASURES.items() if key in known]
     if measured:
         lines.append(_("Measured: {numbers}").format(numbers=", ".join(measured)))
     return "\n".join(lines)

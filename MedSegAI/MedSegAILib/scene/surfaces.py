@@ -37,7 +37,7 @@ MARGIN = 1
 STAND_IN = "MedSegAI.stand_in"
 """The field array that marks a stand-in without points for the surface of a segment that is hidden in 3D."""
 
-MADE_OF_SURFACES = (
+MADE_OF_SURFACES = _(
     "{name} is made of surfaces, which cannot be smoothed here. Smooth them with the module Surface "
     "Toolbox, or choose another segmentation."
 )
@@ -243,7 +243,7 @@ def set_smoothing(segmentation: SegmentationNode, factor: float) -> None:
         InputError: the segmentation is made of surfaces, which would be lost.
     """
     if _is_made_of_surfaces(segmentation.GetSegmentation()):
-        raise InputError(_(MADE_OF_SURFACES).format(name=segmentation.GetName()))
+        raise InputError(MADE_OF_SURFACES.format(name=segmentation.GetName()))
     rule = slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule
     name = rule.GetSmoothingFactorParameterName()
     segmentation.GetSegmentation().SetConversionParameter(name, f"{factor:g}")

@@ -179,17 +179,17 @@ class Writer:
         InputError: the source has left the scene or has another size.
         """
         if not self.scene.IsNodePresent(source):
-            raise InputError(
-                f"The volume {source.GetName()} has left the scene, so its segmentation was dropped."
-            )
+            text = _("The volume {name} has left the scene, so its segmentation was dropped.")
+            raise InputError(text.format(name=source.GetName()))
         if not in_colours(source):
             check_image(source)
         dimensions = tuple(reversed(source.GetImageData().GetDimensions()))
         if dimensions != result.labelmap.geometry.shape:
-            raise InputError(
-                f"The volume {source.GetName()} changed its size during the job, "
-                "so its segmentation was dropped. Run it again."
+            text = _(
+                "The volume {name} changed its size during the job, so its segmentation was dropped. "
+                "Run it again."
             )
+            raise InputError(text.format(name=source.GetName()))
 
     def add_beside(self, node: Node, source: VolumeNode) -> None:
         """Add a node to the scene, under the transform of `source` and beside it in the tree."""
@@ -334,7 +334,7 @@ class Preview:
         writer.notes.clear()
         if not writer.scene.IsNodePresent(self.node):
             self.reject()
-            raise InputError("The preview has left the scene, so it was not accepted.")
+            raise InputError(_("The preview has left the scene, so it was not accepted."))
         if self._copy is None:
             self.node.SetName(self._name)
             return self.node
@@ -368,5 +368,5 @@ class Preview:
 def _check_is_new(output: OutputChoice) -> None:
     if output.mode is not OutputMode.NEW:
         raise InputError(
-            "The frames of a sequence become a new segmentation. Choose that as the output."
+            _("The frames of a sequence become a new segmentation. Choose that as the output.")
         )

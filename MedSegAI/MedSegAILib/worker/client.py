@@ -72,22 +72,24 @@ AWAKE_SECONDS = 1.0
 UNSENT_BYTES = 1 << 18
 """The number of unsent bytes above which no further array is read for sending."""
 
-NOT_STARTED = "The worker did not start within {seconds:g} s ({command})."
-SILENT = (
+NOT_STARTED = _("The worker did not start within {seconds:g} s ({command}).")
+SILENT = _(
     "The worker did not respond for {seconds:g} s and was ended. Press Segment "
     "again, and if it happens again, choose another device or fewer networks."
 )
-OUT_OF_MEMORY = (
+OUT_OF_MEMORY = _(
     "The worker was ended by the system, most likely because memory ran out. "
     "Close other programs, crop the volume, or choose fewer models or networks."
 )
-LACKS = (
+LACKS = _(
     "The Python of the worker ({python}) lacks the package {package}. Press Test "
     "in the settings to list all missing packages, or choose another Python "
     "there."
 )
-CRASHED = "The worker crashed (signal {code}). Slicer and your scene are not affected."
-ENDED = "The worker ended unexpectedly (exit code {code}). Slicer and your scene are not affected."
+CRASHED = _("The worker crashed (signal {code}). Slicer and your scene are not affected.")
+ENDED = _(
+    "The worker ended unexpectedly (exit code {code}). Slicer and your scene are not affected."
+)
 SENDING, RECEIVING = 0.05, 0.05
 """The share of a job on another computer for the transfer of arrays."""
 
@@ -308,11 +310,11 @@ class WorkerClient:
         if job is not None and job.kill_at is not None and now > job.kill_at:
             self._break(Cancelled(_stopped()))
         elif self._hello is None and self._silent > START_SECONDS:
-            text = _(NOT_STARTED)
+            text = NOT_STARTED
             text = text.format(seconds=START_SECONDS, command=" ".join(self._command))
             self._break(WorkerError(text + self._last_words()))
         elif self._silent > SILENCE_SECONDS:
-            text = _(SILENT).format(seconds=SILENCE_SECONDS)
+            text = SILENT.format(seconds=SILENCE_SECONDS)
             self._break(WorkerError(text + self._last_words()))
         elif job is not None and self._still > self.stall_seconds and not job.stalled:
             job.stalled = True
@@ -450,13 +452,13 @@ class WorkerClient:
         if explained is not None:
             return explained
         if code in (9, 128 + 9) or (crashed and sys.platform == "win32"):
-            return _(OUT_OF_MEMORY)
+            return OUT_OF_MEMORY
         missing = re.search(
             r"^ModuleNotFoundError: .*?(?:named '|import of )([\w.]+)", self.log, re.MULTILINE
         )
         if missing:
-            return _(LACKS).format(python=place.target, package=missing.group(1))
-        return _(CRASHED if crashed else ENDED).format(code=code)
+            return LACKS.format(python=place.target, package=missing.group(1))
+        return (CRASHED if crashed else ENDED).format(code=code)
 
     def _last_words(self) -> str:
         words = self._process.stderr_tail()

@@ -43,16 +43,16 @@ HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9_:][A-Za-z0-9._:-]*
 
 SSH_FAILED, NOT_FOUND = 255, 127
 
-NO_HOST = (
+NO_HOST = _(
     "{host} is not the name of a computer. Write it as for ssh: host, user@host, or a name "
     "of your ssh configuration."
 )
-NO_PROGRAM = "The program on {host} must end with the word worker, as in {example}."
-CANNOT_WRITE = (
+NO_PROGRAM = _("The program on {host} must end with the word worker, as in {example}.")
+CANNOT_WRITE = _(
     "{host} cannot write files on this computer. To export, choose a Python of this computer in the "
     "settings."
 )
-CANNOT_READ = (
+CANNOT_READ = _(
     "{host} cannot read {path}, because it is a file of this computer. Load it into Slicer."
 )
 
@@ -109,9 +109,9 @@ class WorkerLocation:
         """
         host, program = host.strip(), program.strip() or REMOTE_PROGRAM
         if not HOST.fullmatch(host):
-            raise WorkerError(_(NO_HOST).format(host=repr(host)))
+            raise WorkerError(NO_HOST.format(host=repr(host)))
         if program.split()[-1] != "worker" or not program.isprintable():
-            raise WorkerError(_(NO_PROGRAM).format(host=host, example=REMOTE_PROGRAM))
+            raise WorkerError(NO_PROGRAM.format(host=host, example=REMOTE_PROGRAM))
         return cls(PlaceKind.SSH, host, program)
 
     @classmethod
@@ -282,12 +282,12 @@ def for_elsewhere(request: Any, place: WorkerLocation) -> Any:
         ModelError: a model's card cannot be read.
     """
     if isinstance(request, ExportRequest):
-        raise RequestError(_(CANNOT_WRITE).format(host=place.name))
+        raise RequestError(CANNOT_WRITE.format(host=place.name))
     if not isinstance(request, SegmentationRequest):
         return request
     for item in request.inputs:
         if not isinstance(item, Volume):
-            raise RequestError(_(CANNOT_READ).format(host=place.name, path=item))
+            raise RequestError(CANNOT_READ.format(host=place.name, path=item))
     models = tuple(
         find_card(model).id if Path(model).is_absolute() else model for model in request.models
     )

@@ -33,15 +33,15 @@ RADIUS, REACH, OUTSIDE = "BrushRadiusMm", "ReachMm", "PaintOutside"
 OUTLINE_POINTS = 36
 
 KEYS = (
-    ("N", "nextPlaceButton", "Apply, and go to the next uncertain region."),
-    ("Shift+N", "previousPlaceButton", "Apply, and go to the previous uncertain region."),
-    ("A", "applyButton", "Write the shown change into the segment, as one undo step."),
-    ("X", "takeBackButton", "Discard the last stroke."),
-    ("C", "cancelButton", "Discard all strokes."),
+    ("N", "nextPlaceButton", _("Apply, and go to the next uncertain region.")),
+    ("Shift+N", "previousPlaceButton", _("Apply, and go to the previous uncertain region.")),
+    ("A", "applyButton", _("Write the shown change into the segment, as one undo step.")),
+    ("X", "takeBackButton", _("Discard the last stroke.")),
+    ("C", "cancelButton", _("Discard all strokes.")),
     (
         "U",
         "uncertaintyButton",
-        "Show over the image where the AI is uncertain, or the heat map.",
+        _("Show over the image where the AI is uncertain, or the heat map."),
     ),
 )
 """The keys of the buttons, and what the buttons do."""
@@ -232,7 +232,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         """Add keys for the buttons, which work while the effect is shown and no text field has the focus."""
         for key, name, help_text in KEYS:
             button = getattr(self, name)
-            button.toolTip = f"{_(help_text)} ({key})"
+            button.toolTip = f"{help_text} ({key})"
             _add_key(key, button, button.click)
         _add_key("O", self.outsideButton, self.onOtherKind)
 
