@@ -111,6 +111,14 @@ class Geometry:
         """The part of this grid in a box of slices (k, j, i)."""
         return self.cropped([side.start for side in box], [side.stop - side.start for side in box])
 
+    def thinned(self, steps: Sequence[int]) -> Geometry:
+        """The grid of every n-th voxel along each axis (k, j, i), from the first one."""
+        matrix = self.ijk_to_ras.copy()
+        matrix[:3, :3] *= steps[::-1]
+        return Geometry(
+            _three([-(-n // step) for n, step in zip(self.shape, steps, strict=True)]), matrix
+        )
+
     def permuted(self, order: Sequence[int]) -> Geometry:
         """The same voxels with their axes in another order: new axis n is axis `order[n]` of (k, j, i)."""
         matrix = self.ijk_to_ras.copy()

@@ -6,7 +6,6 @@ Like the report of a case, the page is self-contained: it loads no scripts, font
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from medsegai.evaluation.heat_maps import over_picture
 from medsegai.export.report import STYLE
 from medsegai.io import atomic_path
 from medsegai.request import NOT_FOR_DIAGNOSIS
+from medsegai.system.outside_text import page_text
 
 WORST = 12
 """The largest number of mistakes that are shown."""
@@ -83,12 +83,12 @@ def write_classification_report(path: Path | str, content: ReportContent) -> Non
 
 def classification_report(content: ReportContent) -> str:
     """The page as HTML."""
-    title = html.escape(content.title)
+    title = page_text(content.title)
     figures = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+        f"<tr><td>{page_text(name)}</td><td>{page_text(value)}</td></tr>"
         for name, value in content.figures.rows()
     )
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in content.notes)
+    notes = "".join(f"<li>{page_text(note)}</li>" for note in content.notes)
     facts = {"Written by": f"MedSegAI {__version__}"} | dict(content.provenance)
     return "\n".join(
         [
@@ -96,7 +96,7 @@ def classification_report(content: ReportContent) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{title}</title><style>{LOOK}</style></head><body>",
             f"<h1>{title}</h1>",
-            f'<p class="notice">{html.escape(NOT_FOR_DIAGNOSIS)}</p>',
+            f'<p class="notice">{page_text(NOT_FOR_DIAGNOSIS)}</p>',
             f"<ul>{notes}</ul>" if notes else "",
             "<h2>Figures</h2>",
             f"<table><tbody>{figures}</tbody></table>",
@@ -114,14 +114,13 @@ def classification_report(content: ReportContent) -> str:
 
 def _facts(values: Mapping[str, Any]) -> str:
     items = "".join(
-        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>"
-        for name, value in values.items()
+        f"<dt>{page_text(name)}</dt><dd>{page_text(value)}</dd>" for name, value in values.items()
     )
     return f"<dl>{items}</dl>"
 
 
 def _confusion(figures: ClassificationFigures) -> str:
-    names = [html.escape(name) for name in figures.classes]
+    names = [page_text(name) for name in figures.classes]
     head = "".join(f"<th>decided {name}</th>" for name in names)
     lines = []
     for name, row in zip(names, figures.confusion, strict=True):
@@ -226,7 +225,7 @@ def _mistake(content: ReportContent, number: int, loss: float) -> str:
         for name, heat in shown.heat.items():
             images += _picture(_encoded(over_picture(shown.pixels, heat)), name)
         words += f". Beside it: {', '.join(shown.heat)}." if shown.heat else ""
-    return f"<figure><div>{images}</div><figcaption>{html.escape(words)}</figcaption></figure>"
+    return f"<figure><div>{images}</div><figcaption>{page_text(words)}</figcaption></figure>"
 
 
 def _encoded(pixels: Pixels) -> bytes:
@@ -240,4 +239,4 @@ def _encoded(pixels: Pixels) -> bytes:
 def _picture(data: bytes, alt: str) -> str:
     kind = "jpeg" if data[:2] == b"\xff\xd8" else "png"
     text = base64.b64encode(data).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{text}">'
+    return f'<img alt="{page_text(alt)}" src="data:image/{kind};base64,{text}">'

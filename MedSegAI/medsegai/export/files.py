@@ -20,7 +20,7 @@ from medsegai.export.report import Content, write_report
 from medsegai.export.rtstruct import structure_set
 from medsegai.export.surfaces import FORMATS, SPACES, file_name, surface_of, write_surface
 from medsegai.export.viewer import check_viewer
-from medsegai.io import FilesTogether, check_output, files_together, on_grid, read_volume
+from medsegai.io import FilesTogether, check_output, files_together, on_grid, read_entropy
 from medsegai.labels import Label
 from medsegai.measurements import structures
 from medsegai.models.catalogue import find_card
@@ -240,7 +240,7 @@ def export(
     made = provenance(inputs.segmentation, inputs.run, inputs.model, inputs.corrected)
     work = Work.of(_as_in_the_card(case, made), made, source)
     if inputs.uncertainty is not None:
-        entropy = read_volume(inputs.uncertainty)
+        entropy = read_entropy(inputs.uncertainty)
         work = replace(
             work, entropy=on_grid(entropy, case.labelmap.geometry, str(inputs.segmentation))
         )

@@ -8,7 +8,6 @@ patient data, because it does not use the scan's header.
 from __future__ import annotations
 
 import base64
-import html
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from medsegai.measurements.structures import Measurement
 from medsegai.models.quality import LEGEND
 from medsegai.output.preview import render_preview
 from medsegai.request import NOT_FOR_DIAGNOSIS
+from medsegai.system.outside_text import page_text
 from medsegai.volume import Volume
 
 COLUMNS = {
@@ -38,7 +38,8 @@ COLUMNS = {
 }
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 62em; margin: 2em auto; padding: 0 1em; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 62em; margin: 2em auto; padding: 0 1em;
+  overflow-wrap: break-word; }
 h1 { font-size: 1.5em; margin: 0; } h2 { font-size: 1.1em; margin: 1.6em 0 .4em; }
 .notice { border: 2px solid #b00020; border-radius: 4px; padding: .4em .8em; font-weight: 600; color: #b00020; }
 .source { color: #555; overflow-wrap: anywhere; margin: .2em 0 1em; }
@@ -46,11 +47,11 @@ img { width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .15em .5em; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #888; }
-td:first-child { white-space: nowrap; }
+td:first-child { overflow-wrap: anywhere; min-width: 7em; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .5em; border-radius: 2px;
   border: 1px solid #888; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1em 1.2em; } dt { color: #555; }
-dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: fit-content(16em) 1fr; gap: .1em 1.2em; }
+dt { color: #555; } dd { margin: 0; } :is(dt, dd) { overflow-wrap: anywhere; }
 @page { size: A4; margin: 15mm 15mm 18mm; @bottom-left { content: "NOTICE"; font: 9px system-ui, sans-serif; }
   @bottom-right { content: counter(page) " / " counter(pages); font: 9px system-ui, sans-serif; } }
 @media print { body { font-size: 11px; margin: 0; max-width: none; } tr, img { break-inside: avoid; }
@@ -90,9 +91,8 @@ def case_report(content: Content) -> str:
     Raises:
         MedSegAIError: see `viewer.check_viewer`, if a viewer is wanted.
     """
-    text = html.escape
-    if content.viewer:
-        viewer.check_viewer(content.case.image is not None)
+    text = page_text
+    shown = viewer.Shown.of(content.case, content.entropy) if content.viewer else None
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -105,14 +105,14 @@ def case_report(content: Content) -> str:
             f'<p class="source">{text(Path(content.case.labelmap.source).name)}</p>',
             f'<p class="notice">{text(NOT_FOR_DIAGNOSIS)}</p>',
             *_warnings(content.warnings),
-            *(viewer.section(content.case.labels, content.entropy) if content.viewer else ()),
+            *(viewer.section(shown) if shown else ()),
             *_pictures(content.case),
             "<h2>Structures</h2>",
-            _table(content),
+            _table(content, _links(content.case, shown)),
             f"<p>{_legend(content)}</p>",
             "<h2>Provenance</h2>",
             _provenance({"Written by": f"MedSegAI {__version__}"} | dict(content.provenance)),
-            *(viewer.scripts(content.case, content.entropy) if content.viewer else ()),
+            *(viewer.scripts(shown) if shown else ()),
             "</body></html>\n",
         ]
     )
@@ -135,7 +135,7 @@ def write_report(path: Path | str, content: Content) -> None:
 def _warnings(warnings: Sequence[str]) -> list[str]:
     if not warnings:
         return ["<h2>Warnings</h2>", "<p>None.</p>"]
-    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
+    items = "".join(f"<li>{page_text(warning)}</li>" for warning in warnings)
     return ["<h2>Warnings</h2>", f"<ul>{items}</ul>"]
 
 
@@ -149,9 +149,9 @@ def _pictures(case: Case) -> list[str]:
     return ["<h2>Pictures</h2>", f'<img alt="{alt}" src="data:image/png;base64,{data}">']
 
 
-def _table(content: Content) -> str:
+def _table(content: Content, links: Mapping[int, str]) -> str:
     """Return the table with the columns for which at least one structure has a number."""
-    rows, qualities, links = content.rows, content.qualities, _links(content)
+    rows, qualities = content.rows, content.qualities
     shown = {
         name: spec
         for name, (_, spec) in COLUMNS.items()
@@ -159,7 +159,7 @@ def _table(content: Content) -> str:
     }
     judged = qualities if any(qualities) else [None] * len(rows)
     head = "<th>Quality</th>" * any(qualities)
-    head += "".join(f"<th>{html.escape(COLUMNS[name][0])}</th>" for name in shown)
+    head += "".join(f"<th>{page_text(COLUMNS[name][0])}</th>" for name in shown)
     body = "\n".join(
         _row(row, quality, shown, links.get(row.label.value, ""))
         for row, quality in zip(rows, judged, strict=True)
@@ -170,21 +170,21 @@ def _table(content: Content) -> str:
 def _row(row: Measurement, quality: str | None, shown: Mapping[str, str], link: str) -> str:
     color = "#{:02x}{:02x}{:02x}".format(*row.label.color)
     swatch = f'<span class="swatch" style="background:{color}"></span>'
-    name = swatch + html.escape(row.label.name)
-    cells = "" if quality is None else f"<td>{html.escape(quality) or '–'}</td>"
+    name = swatch + page_text(row.label.name)
+    cells = "" if quality is None else f"<td>{page_text(quality) or '–'}</td>"
     cells += "".join(f"<td>{_number(getattr(row, key), spec)}</td>" for key, spec in shown.items())
     name = viewer.eye(row.label) + name if link else name
     return f"<tr{link}><td>{name}</td>{cells}</tr>"
 
 
-def _links(content: Content) -> dict[int, str]:
+def _links(case: Case, shown: viewer.Shown | None) -> dict[int, str]:
     """Return the attributes that link a row of the table to its structure in the viewer, by label value."""
-    if not content.viewer:
+    if shown is None:
         return {}
-    case, number = content.case, viewer.numbers(content.case.labels)
+    number = viewer.numbers(case.labels)
     return {
         value: f' data-mm="{r:.3f} {a:.3f} {s:.3f}" data-value="{number[value]}" tabindex="0"'
-        for value, (r, a, s) in viewer.places(case.labelmap, case.labels).items()
+        for value, (r, a, s) in shown.places().items()
     }
 
 
@@ -203,7 +203,7 @@ def _number(value: float, spec: str) -> str:
 
 def _provenance(values: Mapping[str, Any]) -> str:
     items = "".join(
-        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(_words(value))}</dd>"
+        f"<dt>{page_text(name)}</dt><dd>{page_text(_words(value))}</dd>"
         for name, value in values.items()
     )
     return f"<dl>{items}</dl>"

@@ -7,12 +7,12 @@ later builds (wheel, Slicer extension) contain it with its licence.
 from __future__ import annotations
 
 import base64
-import html
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ from medsegai.errors import MedSegAIError, RequestError
 from medsegai.export.case import Case
 from medsegai.io import write_volume
 from medsegai.labels import Label
-from medsegai.volume import Volume, check_same_grid
+from medsegai.system.outside_text import page_text
+from medsegai.volume import Geometry, Volume, check_same_grid
 from medsegai.worker.array_transfer import temporary_folder
 
 HERE = Path(__file__).parent
@@ -39,6 +40,12 @@ BRIGHTNESS = (0.5, 99.8)
 """The percentiles of the scan that become black and white; it is shown in 256 grey levels, not for measurement."""
 
 STEPS = 255
+
+MOST_VOXELS = 1 << 25
+"""The largest number of voxels in a page. For a scan of this size with all layers, Chromium needs 2 GB."""
+
+MOST_ALONG = 2048
+"""The largest number of voxels along an axis that graphics cards draw."""
 
 STYLE = """
 #viewer canvas { width: 100%; height: 32em; background: #000; }
@@ -85,6 +92,84 @@ def check_viewer(has_scan: bool) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the viewer shows: a case with its uncertainty, thinned if a browser could not hold it.
+
+    Attributes:
+        case: the case with its scan, on the grid that is shown.
+        labelmap: the labels on the grid of the scan.
+        entropy: uncertainty in nats on the same grid as `case`; None if it was not measured.
+    """
+
+    case: Case
+    labelmap: Volume
+    entropy: Volume | None
+
+    @classmethod
+    def of(cls, case: Case, entropy: Volume | None) -> Shown:
+        """Return what is shown of a case.
+
+        Raises:
+            GeometryError: the uncertainty has another grid.
+            MedSegAIError: see `check_viewer`.
+        """
+        check_viewer(case.image is not None)
+        if entropy is not None:
+            where = "Name the map of this segmentation."
+            check_same_grid(
+                entropy.geometry,
+                case.labelmap.geometry,
+                entropy.source,
+                case.labelmap.source,
+                where,
+            )
+        steps = steps_of(case.labelmap.geometry)
+        thin = replace(
+            case, labelmap=_thinned(case.labelmap, steps), image=_thinned(case.image, steps)
+        )
+        return cls(thin, case.labelmap, _thinned(entropy, steps))
+
+    def places(self) -> dict[int, tuple[float, float, float]]:
+        """Return `places` of all structures, within what is shown of them if something is."""
+        every = places(self.labelmap, self.case.labels)
+        return every | places(self.case.labelmap, self.case.labels)
+
+    def resolution(self) -> str:
+        """Return a sentence about voxels that are not shown; "" if all are."""
+        whole, shown = self.labelmap.geometry, self.case.labelmap.geometry
+        if whole.shape == shown.shape:
+            return ""
+        return (
+            f" Browsers cannot show a scan of this size ({whole.describe()}), so this page contains a part of its "
+            f"voxels ({shown.describe()})."
+        )
+
+
+def steps_of(grid: Geometry) -> tuple[int, int, int]:
+    """Return the step (k, j, i) from a voxel to the next one that is shown, which keeps voxels near to cubes."""
+    shape, steps = np.array(grid.shape), np.ones(3, int)
+    spacing = np.array(grid.spacing_mm[::-1])
+    while (sizes := -(-shape // steps)).prod() > MOST_VOXELS or sizes.max() > MOST_ALONG:
+        long = sizes == sizes.max() if sizes.max() > MOST_ALONG else sizes > 2
+        steps[np.where(long, steps * spacing, np.inf).argmin()] += 1
+    k, j, i = steps.tolist()
+    return k, j, i
+
+
+@overload
+def _thinned(volume: Volume, steps: tuple[int, int, int]) -> Volume: ...
+@overload
+def _thinned(volume: None, steps: tuple[int, int, int]) -> None: ...
+def _thinned(volume: Volume | None, steps: tuple[int, int, int]) -> Volume | None:
+    if volume is None or steps == (1, 1, 1):
+        return volume
+    k, j, i = steps
+    return replace(
+        volume, voxels=volume.voxels[::k, ::j, ::i], geometry=volume.geometry.thinned(steps)
+    )
+
+
 def places(labelmap: Volume, labels: Sequence[Label]) -> dict[int, tuple[float, float, float]]:
     """Return a position inside each structure, in RAS mm, by label value: the voxel nearest to its centroid."""
     found = {}
@@ -104,32 +189,32 @@ def numbers(labels: Sequence[Label]) -> dict[int, int]:
 
 def eye(label: Label) -> str:
     """Return a button for the row of a structure that hides it in the viewer or shows it again."""
-    name = html.escape(f"Show {label.name} in the viewer", quote=True)
+    name = page_text(f"Show {label.name} in the viewer")
     return f'<button class="eye" type="button" title="{name}" aria-label="{name}">{EYE}</button>'
 
 
-def section(labels: Sequence[Label], entropy: Volume | None) -> list[str]:
+def section(shown: Shown) -> list[str]:
     """Return the viewer as HTML, for the body of the page."""
     return [  # the canvas has its own element, which NiiVue blackens
         '<section id="viewer"><h2>Viewer</h2>',
         '<p class="contains">This page contains the scan, with grey values in 256 levels. Whoever has the '
-        "page has the scan, and a face may be recognisable in the scan of a head.</p>",
+        f"page has the scan, and a face may be recognisable in the scan of a head.{shown.resolution()}</p>",
         '<div class="stage"><canvas id="viewer-canvas" width="960" height="512"></canvas></div>',
         '<output id="viewer-place">The viewer needs JavaScript.</output>',
         '<div class="controls">',
         _slider("Scan", 'data-layer="0"', 1),
         _slider("Structures", 'data-layer="1"', 0.5),
-        "" if entropy is None else _slider("Uncertainty", 'data-layer="2"', 0),
+        "" if shown.entropy is None else _slider("Uncertainty", 'data-layer="2"', 0),
         _slider("Cut in 3D", 'id="viewer-cut"', 0),
         "</div>",
         "<p>Click a structure in the table to go there, or its eye to hide it or show it again; drag in 3D to "
-        f"turn. With the scan at 0, only the structures are shown.{_hidden(labels)}</p>",
+        f"turn. With the scan at 0, only the structures are shown.{_hidden(shown.case.labels)}</p>",
         "</section>",
     ]
 
 
 def _hidden(labels: Sequence[Label]) -> str:
-    names = ", ".join(html.escape(label.name) for label in labels if not label.opacity_3d)
+    names = ", ".join(page_text(label.name) for label in labels if not label.opacity_3d)
     return f" Hidden at first, because it would hide the rest in 3D: {names}." if names else ""
 
 
@@ -138,27 +223,16 @@ def _slider(name: str, what: str, value: float) -> str:
     return f'<label>{name} <input {what} type="range" {step}></label>'
 
 
-def scripts(case: Case, entropy: Volume | None) -> list[str]:
-    """Return the scripts and data of the viewer, for the end of the page.
-
-    Args:
-        case: the case with its scan.
-        entropy: uncertainty in nats on the same grid, if it was measured.
-
-    Raises:
-        GeometryError: the uncertainty has another grid.
-    """
+def scripts(shown: Shown) -> list[str]:
+    """Return the scripts and data of the viewer, for the end of the page."""
+    case = shown.case
     assert case.image is not None
     layers = [_scan(case.image), _structures(case)]
-    if entropy is not None:
-        where = "Name the map of this segmentation."
-        check_same_grid(
-            entropy.geometry, case.labelmap.geometry, entropy.source, case.labelmap.source, where
-        )
-        layers.append(_doubt(entropy))
+    if shown.entropy is not None:
+        layers.append(_doubt(shown.entropy))
     names = ["", *(label.name for label in case.labels)]
     data = json.dumps({"names": names, "layers": layers}).replace("<", "\\u003c")
-    licence = html.escape((NIIVUE / LICENCE).read_text(encoding="utf-8"))
+    licence = page_text((NIIVUE / LICENCE).read_text(encoding="utf-8"))
     return [
         f"<details><summary>Licence of NiiVue, which draws the viewer</summary><pre>{licence}</pre></details>",
         f'<script type="application/json" id="viewer-data">{data}</script>',

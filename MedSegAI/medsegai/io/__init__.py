@@ -27,7 +27,7 @@ from medsegai.io.pictures import (
     read_picture,
     read_pixels,
 )
-from medsegai.io.reading import READABLE, read_channels, read_volume
+from medsegai.io.reading import READABLE, read_channels, read_entropy, read_volume
 from medsegai.io.tables import Table, parse_table, read_table, write_table
 from medsegai.io.writing import (
     SEGMENTATION_ENDINGS,
@@ -63,6 +63,7 @@ __all__ = [
     "parse_table",
     "read_candidates",
     "read_channels",
+    "read_entropy",
     "read_labelmap",
     "read_picture",
     "read_pixels",

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medsegai.errors import OutputError
+from medsegai.system.outside_text import unicode_text
 
 _REASONS = {
     errno.ENOSPC: "the disk is full. Free some space, or write to another disk",
@@ -139,7 +140,7 @@ def write_json(path: Path | str, data: object) -> None:
     """Write JSON values as a file in UTF-8, complete or not at all."""
     with atomic_path(path) as partial:
         text = json.dumps(data, indent=2, ensure_ascii=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(unicode_text(text) + "\n", encoding="utf-8")
 
 
 def make_folder(folder: Path) -> None:

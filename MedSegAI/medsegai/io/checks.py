@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, counted
 from medsegai.volume import Geometry, Volume, check_same_grid
 
 MAX_VALUE = 1e15
 """Grey values beyond this are refused, because sums of their squares, from which deviations are computed, may not
 be finite in float32."""
+
+MOST_NATS = math.log(65536)
+"""The largest entropy in nats, that of an even choice among as many labels as a label map can have."""
 
 MAX_SPACING_MM = 8.0
 """The slice distance in mm above which scans are refused: structures of a centimetre fall between slices."""
@@ -38,11 +42,15 @@ def check_voxels(volume: Volume, dimensions: int = 3) -> None:
     name = volume.source or "The image"
     voxels = volume.voxels
     _check_thickness(name, volume.geometry, dimensions)
+    _check_numbers(name, voxels)
+    _check_values(name, voxels)
+
+
+def _check_numbers(name: str, voxels: NDArray[np.generic]) -> None:
     if voxels.dtype.kind not in "iufb":
         raise InputError(
             f"{name} has voxels of type {voxels.dtype}, but real numbers are needed. Export it again."
         )
-    _check_values(name, voxels)
 
 
 def _check_thickness(name: str, geometry: Geometry, dimensions: int) -> None:
@@ -71,6 +79,23 @@ def _check_values(name: str, voxels: NDArray[np.number]) -> None:
         )
 
 
+def check_entropy(volume: Volume) -> None:
+    """Refuse a map whose values cannot be uncertainties. Unlike the values of a scan, they may be equal.
+
+    Raises:
+        InputError: values are not finite, negative, or above `MOST_NATS`.
+    """
+    name = volume.source or "The map"
+    _check_numbers(name, volume.voxels)
+    _check_finite(name, volume.voxels)
+    lowest, highest = volume.voxels.min(), volume.voxels.max()
+    if lowest < 0 or highest > MOST_NATS:
+        raise InputError(
+            f"{name} has values from {lowest:g} to {highest:g}, which are not uncertainties in nats. Name the map "
+            "of `medsegai segment --uncertainty`."
+        )
+
+
 def check_picture(volume: Volume) -> tuple[str, ...]:
     """Refuse an image that cannot be segmented slice by slice, and report what is questionable about it.
 
@@ -93,8 +118,8 @@ def _check_finite(name: str, voxels: NDArray[np.number]) -> None:
         bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
         if bad:
             raise InputError(
-                f"{name} has {bad} voxels that are NaN or infinite. Replace them first, for example "
-                "by zero with numpy.nan_to_num."
+                f"{name} has {counted(bad, 'voxel that is', 'voxels that are')} NaN or infinite. Replace them "
+                "first, for example by zero with numpy.nan_to_num."
             )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from medsegai.errors import InputError
-from medsegai.io.checks import check_voxels
+from medsegai.io.checks import check_entropy, check_voxels
 from medsegai.io.dicom import read_dicom
 from medsegai.io.dicom_files import is_dicom
 from medsegai.io.files import check_name, check_regular
@@ -59,6 +59,17 @@ def read_volume(path: Path | str, series: str | None = None) -> Volume:
     flat = isinstance(volume, SlideChannel) or is_picture(Path(path))
     flat = flat or volume.modality in RADIOGRAPHS
     check_voxels(volume, dimensions=2 if flat else 3)
+    return volume
+
+
+def read_entropy(path: Path | str) -> Volume:
+    """Read a map of uncertainty in nats, whose values may all be equal.
+
+    Raises:
+        InputError, GeometryError: see `read_volume`; or the values are not uncertainties.
+    """
+    volume = read_unchecked(Path(path))
+    check_entropy(volume)
     return volume
 
 

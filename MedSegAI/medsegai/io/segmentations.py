@@ -7,6 +7,7 @@ segment without a colour gets a generated one, and before Slicer 4.11 every segm
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -109,7 +110,9 @@ def read_segments(path: Path) -> Segmentation:
     try:
         text = header_text(path)
         where = stored(path, text)
-        header = nrrd.read_header(str(path))
+        header = nrrd.read_header(
+            io.BytesIO(text)
+        )  # a path with a line break would count as content
         fields = dict(_KEY_VALUE.findall(text.decode("utf-8", errors="replace")))
         _check_binary(path, fields)
         sizes = [int(size) for size in header["sizes"]]

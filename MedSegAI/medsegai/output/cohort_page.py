@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import html
 import os
 import statistics
 import urllib.parse
@@ -17,6 +16,7 @@ from medsegai.export.report import STYLE
 from medsegai.io import atomic_path
 from medsegai.output.cohort import FAR, FEWEST, CaseRow, Cohort
 from medsegai.request import NOT_FOR_DIAGNOSIS
+from medsegai.system.outside_text import page_text
 from medsegai.worker.batch_events import CaseState
 
 MOST_POINTS = 300
@@ -43,7 +43,7 @@ def cohort_page(cohort: Cohort, folder: Path) -> str:
             f"<title>Cohort report</title><style>{STYLE}{MORE_STYLE}</style></head><body>",
             "<h1>Cohort report</h1>",
             f'<p class="source">{_summary(cohort)}</p>',
-            f'<p class="notice">{html.escape(NOT_FOR_DIAGNOSIS)}</p>',
+            f'<p class="notice">{page_text(NOT_FOR_DIAGNOSIS)}</p>',
             "<h2>Look at these first</h2>",
             *_flagged(cohort, outliers, folder),
             "<h2>Not in the figures</h2>",
@@ -102,8 +102,8 @@ def _flagged_row(row: CaseRow, outliers: Mapping[str, float], weight: int, folde
     )
     return (
         f"<tr><td>{_link(row, folder)}</td><td>{weight}</td>"
-        f'<td class="words">{html.escape(remarks) or "–"}</td>'
-        f'<td class="words">{html.escape(far) or "–"}</td></tr>'
+        f'<td class="words">{page_text(remarks) or "–"}</td>'
+        f'<td class="words">{page_text(far) or "–"}</td></tr>'
     )
 
 
@@ -116,8 +116,8 @@ def _excluded(cohort: Cohort) -> Iterator[str]:
     yield "<ul>"
     for entry in absent:
         why = f"{entry.state}. {entry.message}" if entry.message else entry.state
-        yield f"<li><b>{html.escape(entry.case)}</b>: {html.escape(why)}</li>"
-    yield from (f"<li>{html.escape(words)}</li>" for words in cohort.left_out)
+        yield f"<li><b>{page_text(entry.case)}</b>: {page_text(why)}</li>"
+    yield from (f"<li>{page_text(words)}</li>" for words in cohort.left_out)
     yield "</ul>"
 
 
@@ -196,7 +196,7 @@ def _spread(
     """Return the cells of a line: name, number of cases, median, middle half, and a plot."""
     low, middle, high = map(unit.text, _quartiles(list(values.values())))
     return (
-        f"<td>{html.escape(name)}</td><td>{len(values)}</td><td>{middle}</td>"
+        f"<td>{page_text(name)}</td><td>{len(values)}</td><td>{middle}</td>"
         f'<td class="range">{low} to {high}</td><td>{_plot(values, unit, far, pages)}</td>'
     )
 
@@ -205,7 +205,7 @@ def _distribution(cohort: Cohort, name: str, far: set[str], pages: Mapping[str, 
     """Return the row of a structure."""
     volumes = cohort.values(name, "volume_ml")
     if not volumes:
-        return f"<tr><td>{html.escape(name)}</td><td>0</td>{'<td>–</td>' * 4}</tr>"
+        return f"<tr><td>{page_text(name)}</td><td>0</td>{'<td>–</td>' * 4}</tr>"
     dice = list(cohort.values(name, "expected_dice").values())
     return (
         f"<tr>{_spread(name, volumes, _Unit('ml', 2), far, pages)}"
@@ -246,7 +246,7 @@ def _place(value: float, least: float, most: float) -> float:
 
 def _point(title: str, x: float, far: bool, page: str) -> str:
     kind = ' class="far"' if far else ""
-    name = f"<title>{html.escape(title)}</title>"
+    name = f"<title>{page_text(title)}</title>"
     mark = f'<circle{kind} cx="{x}" cy="{HEIGHT / 2}" r="3">{name}</circle>'
     return f'<a href="{page}">{mark}</a>' if page else mark
 
@@ -264,12 +264,12 @@ def _all(cohort: Cohort, folder: Path) -> Iterator[str]:
             "–" if entry.seconds is None else f"{entry.seconds:.1f}",
         )
         rest = "".join(f"<td>{cell}</td>" for cell in cells)
-        yield f"<tr><td>{_link(row, folder)}</td><td>{html.escape(entry.state)}</td>{rest}</tr>"
+        yield f"<tr><td>{_link(row, folder)}</td><td>{page_text(entry.state)}</td>{rest}</tr>"
     yield "</tbody></table>"
 
 
 def _link(row: CaseRow, folder: Path) -> str:
-    name, address = html.escape(row.entry.case), _address(row, folder)
+    name, address = page_text(row.entry.case), _address(row, folder)
     return f'<a href="{address}">{name}</a>' if address else name
 
 
@@ -278,4 +278,4 @@ def _address(row: CaseRow, folder: Path) -> str:
     if row.page is None:
         return ""
     path = os.path.relpath(row.page, folder).replace(os.sep, "/")
-    return html.escape(urllib.parse.quote(path))
+    return page_text(urllib.parse.quote(os.fsencode(path)))

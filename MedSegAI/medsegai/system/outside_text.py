@@ -1,13 +1,14 @@
 """Text from outside (file names, DICOM descriptions, cards, messages of other programs) made harmless.
 
-A spreadsheet computes cells that begin like a formula, a terminal obeys control characters, and Qt shows text that
-looks like HTML as HTML, including pictures from the network. Each has one function here; elsewhere texts are
-unchanged.
+A spreadsheet computes cells that begin like a formula, a terminal obeys control characters, a browser obeys tags,
+and Qt shows text that looks like HTML as HTML, including pictures from the network. Each has one function here;
+elsewhere texts are unchanged.
 """
 
 from __future__ import annotations
 
 import contextlib
+import html
 import re
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,11 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """Return a message in one line, so that a file name with line breaks cannot imitate other messages."""
     return visible(text.translate(_BREAKS))
+
+
+def page_text(text: object) -> str:
+    """Return text for elements and quoted attributes of an HTML page, in which nothing is a tag or invisible."""
+    return html.escape(visible(unicode_text(str(text))))
 
 
 def unformatted(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from medsegai.errors import counted
 from medsegai.export.report import STYLE
 from medsegai.io import atomic_path
 from medsegai.request import NOT_FOR_DIAGNOSIS
+from medsegai.system.outside_text import page_text
 from medsegai.training.checkpoint import best_weights_name, load_weights
 from medsegai.training.unet2d.comparison import (
     ComparisonConfig,
@@ -100,7 +100,7 @@ def _page(networks: Sequence[Trained], found: Sequence[Difference], pictures: Se
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
             f"<title>Comparison of networks</title><style>{LOOK}</style></head><body>",
             "<h1>Comparison of networks</h1>",
-            f'<p class="notice">{html.escape(NOT_FOR_DIAGNOSIS)}</p>',
+            f'<p class="notice">{page_text(NOT_FOR_DIAGNOSIS)}</p>',
             _table(NETWORK_COLUMNS, [_row(network) for network in ordered]),
             f"<h2>Differences</h2><p><b>{_verdict(found)}</b></p>",
             _table(DIFFERENCE_COLUMNS, [_cells(item) for item in found]),
@@ -126,7 +126,7 @@ def _row(network: Trained) -> list[str]:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{page_text(c)}</{tag}>" for c in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     return f"<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>"
@@ -137,7 +137,7 @@ def _curve(network: Trained) -> str:
     if not path.is_file():
         return ""
     data = base64.b64encode(path.read_bytes()).decode()
-    name = html.escape(network.name)
+    name = page_text(network.name)
     return f'<h3>{name}</h3><img alt="curves of {name}" src="data:image/png;base64,{data}">'
 
 
@@ -152,7 +152,7 @@ def most_different(
     both = [files[item.runs[0].name] for item in (first, second)]
     cases = {case.name: case for case in read_cases(both[0])}
     return [
-        f"<h2>Where they differ most</h2><p>{html.escape(first.name)} and {html.escape(second.name)}: the image "
+        f"<h2>Where they differ most</h2><p>{page_text(first.name)} and {page_text(second.name)}: the image "
         "with the outline of the reference (green), both results, and the pixels that only the first (blue) or "
         "only the second (orange) found.</p>",
         *(_case(cases[name], (first, second), both) for name in chosen),
@@ -169,7 +169,7 @@ def _case(
         for training, network in zip(trainings, networks, strict=True)
     ]
     figures = " and ".join(f"{network.dice[case.name]:.4f}" for network in networks)
-    return f"<h3>{html.escape(case.name)}: Dice {figures}</h3>" + _side_by_side(ready, masks)
+    return f"<h3>{page_text(case.name)}: Dice {figures}</h3>" + _side_by_side(ready, masks)
 
 
 def _answer(training: Training2DConfig, place: Path, name: str, ready: Ready) -> NDArray[np.bool_]:
