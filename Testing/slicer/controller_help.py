@@ -251,7 +251,7 @@ class Host:
         self.status: list[str] = []
         self.sample_error: MedSegAIError | None = None
         self.edited: list[tuple[Any, Any, str]] = []
-        self.kept: list[Any] = []
+        self.kept: list[tuple[Any, Any]] = []
         self.kept_where = ""
         self.path = ""
         self.asked: list[tuple[WorkerLocation, Callable[[Any], None]]] = []
@@ -300,7 +300,7 @@ class Host:
         return (0.0, 9.0, 0.0, 9.0, 0.0, 2.0)
 
     def keep_case(self, choice: Choice, segmentation: Any) -> str:
-        self.kept.append(segmentation)
+        self.kept.append((choice.node, segmentation))
         return self.kept_where
 
     def load_sample(self, name: str) -> Any:
@@ -367,6 +367,7 @@ class House:
         self.card = brain(folder / "brain")
         self.head = Node("Head")
         self.panel, self.scene, self.client, self.host = Panel(), Scene(), Client(), Host()
+        self.scene.reference = self.head
         self.panel.chosen = Choice({"MR": self.head}, (self.card,))
         self.queue = JobQueue(self.client)
         self.controller = Controller(self.panel, self.scene, self.queue, self.host)

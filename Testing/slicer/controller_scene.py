@@ -141,7 +141,7 @@ class Scene:
         return made
 
     def reference_volume(self, segmentation: Any) -> Any:
-        return self.reference
+        return None if segmentation is None else self.reference
 
     def segments(self, segmentation: Any) -> list[SegmentRow]:
         return [SegmentRow(row.segment_id, row.name, row.color) for row in self.rows]

@@ -263,6 +263,27 @@ def test_cancel_without_a_job_does_nothing(house: House) -> None:
     assert house.panel.state == "idle"
 
 
+@pytest.mark.parametrize("agreed", [True, False])
+def test_the_segmentation_of_another_scan_is_replaced_only_where_the_user_agrees(
+    house: House, agreed: bool
+) -> None:
+    """The output that was chosen for the patient before is still chosen."""
+    mine, other = Node("Head segmentation"), Node("The next patient")
+    house.host.consent = agreed
+    house.choose(output=OutputChoice(OutputMode.UPDATE, mine))
+    house.press_segment()
+    assert house.host.questions == []
+    house.finish()
+    house.choose(nodes={"MR": other})
+    house.press_segment()
+    (question,) = house.host.questions
+    assert question.startswith("Head segmentation was made from Head, but The next patient is")
+    assert len(house.client.requests) == 1 + agreed
+    house.choose(output=OutputChoice(OutputMode.ADD, mine))
+    house.press_segment()
+    assert len(house.host.questions) == 1, "nothing is replaced"
+
+
 def test_a_preview_waits_for_a_yes(house: House) -> None:
     house.choose(output=OutputChoice(OutputMode.PREVIEW))
     house.press_segment()

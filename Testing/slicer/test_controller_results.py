@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from controller_help import House, Node
+from controller_help import House, Node, brain
 from medsegai.errors import (
     Cancelled,
     InputError,
@@ -16,6 +16,7 @@ from medsegai.errors import (
     OutputExistsError,
     WorkerError,
 )
+from medsegai.models.card import Channel
 from medsegai.worker.requests import ExportResult
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel_values import ExportChoice, StructureRow
@@ -420,9 +421,38 @@ def test_a_slab_is_run_again_into_the_result(shown: House) -> None:
     shown.finish()
     ((_source, _result, output, _frame),) = shown.scene.written
     assert output == OutputChoice(OutputMode.UPDATE, node)
+    shown.scene.reference = None
     shown.choose(nodes={"MR": None})
     shown.panel.results.slab_requested.emit()
     assert "no input volume" in shown.panel.error
+
+
+@pytest.mark.parametrize("chosen", [Node("The next patient"), None])
+def test_what_is_done_with_a_result_is_done_on_its_scan(shown: House, chosen: Any) -> None:
+    """The scan at the top of the page may be that of the next patient."""
+    shown.choose(nodes={"MR": chosen})
+    shown.panel.results.slab_requested.emit()
+    shown.panel.results.keep_requested.emit()
+    shown.finish()
+    ((source, _result, output, _frame),) = shown.scene.written
+    node = shown.controller.results.node
+    assert (source, output.node) == (shown.head, node)
+    assert shown.host.kept == [(shown.head, node)]
+    assert shown.host.questions == []
+
+
+def test_a_result_of_several_images_needs_all_of_them(shown: House, tmp_path: Path) -> None:
+    channels = (Channel("T1", "MR"), Channel("FLAIR", "MR"))
+    card = brain(tmp_path / "two", channels=channels)
+    nodes = {"T1": Node("Next T1"), "FLAIR": Node("Next FLAIR")}
+    shown.choose(nodes=nodes, cards=(card,))
+    for signal in ("slab_requested", "keep_requested"):
+        getattr(shown.panel.results, signal).emit()
+        assert "Result was made from Head. Choose Head and the other" in shown.panel.error
+    assert shown.client.requests == shown.host.kept == []
+    shown.choose(nodes=nodes | {"T1": shown.head})
+    shown.panel.results.keep_requested.emit()
+    assert shown.host.kept == [(shown.head, shown.controller.results.node)]
 
 
 def test_a_case_is_kept_where_the_user_agrees(shown: House) -> None:

@@ -36,6 +36,10 @@ VOLUME_GONE = _("The volume {name} has left the scene. Load it again.")
 OUTPUT_GONE = _(
     "The segmentation {name} has left the scene. Choose another output, and run it again."
 )
+OTHER_OUTPUT = _(
+    "{name} was made from {scan}, but {chosen} is chosen as the volume. Replace its segments with "
+    "those of {chosen}?"
+)
 NEEDED = _("{model} needs {count} images. Choose a volume for {names}.")
 
 
@@ -124,9 +128,9 @@ class Jobs:
         self._start(self._context.panel.choice())
 
     def start_in_slab(self) -> None:
-        """Run the present model again around the shown slice, into the segmentation in the table."""
-        choice = self._context.panel.choice()
+        """Run the present model again around the shown slice of the scan, into the segmentation in the table."""
         try:
+            choice = self._results.choice()
             chosen_nodes(choice)
             bounds = self._context.host.slab(choice.node)
         except MedSegAIError as error:
@@ -145,9 +149,19 @@ class Jobs:
         except MedSegAIError as error:
             context.panel.show_error(str(error))
             return
-        confirmed = self._confirmed(choice, request)
+        confirmed = self._confirmed(choice, request) if self._fits_output(choice) else None
         if confirmed is not None:
             self._add(confirmed, _source(request))
+
+    def _fits_output(self, choice: Choice) -> bool:
+        """Whether the result may change the chosen segmentation; asked if it was made from another scan."""
+        context, output = self._context, choice.output
+        scan = context.scene.reference_volume(output.node)
+        if output.mode is not OutputMode.UPDATE or scan in (None, *choice.nodes.values()):
+            return True
+        names = {"name": output.node.GetName(), "scan": scan.GetName()}
+        question = OTHER_OUTPUT.format(**names, chosen=choice.node.GetName())
+        return context.host.confirm(question)
 
     def _confirmed(self, choice: Choice, request: SegmentationRequest) -> Choice | None:
         """Return a choice that may be run, perhaps after a question; None if the user refused."""

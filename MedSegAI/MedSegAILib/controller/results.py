@@ -6,13 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from medsegai.errors import MedSegAIError
+from medsegai.errors import InputError, MedSegAIError
 from medsegai.models.quality import GOOD
 from MedSegAILib.controller import texts
-from MedSegAILib.panel_values import DONE, StructureRow
+from MedSegAILib.panel_values import DONE, Choice, StructureRow
 from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 from MedSegAILib.uncertain_regions import Step, step_in_words
+
+ANOTHER_SCAN = _(
+    "{name} was made from {scan}. Choose {scan} and the other channels of the model, and press the "
+    "button again."
+)
 
 
 class ResultsScene(Protocol):
@@ -156,6 +161,22 @@ class Results:
         """The segmentation node that is shown, or None."""
         return self._node
 
+    def choice(self) -> Choice:
+        """Return the user's choice, with the scan of the shown segmentation instead of another one.
+
+        The scan that is chosen at the top of the page may be that of the next patient.
+
+        Raises:
+            InputError: the model takes several images, and the chosen ones do not begin with the scan.
+        """
+        choice, scan = self._panel.choice(), self._scene.reference_volume(self._node)
+        if scan is None or scan is choice.node:
+            return choice
+        if len(choice.nodes) > 1:
+            names = {"name": self._node.GetName(), "scan": scan.GetName()}
+            raise InputError(ANOTHER_SCAN.format(**names))
+        return replace(choice, nodes=dict.fromkeys(choice.nodes, scan))
+
     def refresh(self) -> None:
         """Show the segments again, which may have been edited since."""
         if self._node is not None and self._scene.is_present(self._node):
@@ -251,7 +272,7 @@ class Results:
 
     def _keep(self) -> None:
         """Keep the case; the host asks for the user's consent, without which nothing is kept or shown."""
-        message = self._host.keep_case(self._panel.choice(), self._node)
+        message = self._host.keep_case(self.choice(), self._node)
         if message:
             self._panel.show_message(message)
 
