@@ -107,6 +107,7 @@ def test_places_follow_a_segmentation_that_was_moved_on_its_own(mrml: Any) -> No
     )
     node.SetAndObserveTransformNodeID(None)
     first = scene.uncertain_regions(node)[0]
+    volume.SetAndObserveTransformNodeID(None)
     np.testing.assert_allclose(first.ras, world_of(volume, 4, 8, 20), atol=1.1)
 
 

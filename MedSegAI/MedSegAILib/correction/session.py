@@ -20,7 +20,7 @@ from medsegai.errors import InputError
 from medsegai.request import Candidates
 from medsegai.volume import Box, Geometry, joined_box
 from MedSegAILib.correction.painting import Brush, Painted, joined
-from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE
+from MedSegAILib.scene.attachments import CANDIDATES_REFERENCE, volume_of
 from MedSegAILib.scene.inputs import ijk_to_local, transform_to_world
 from MedSegAILib.scene.layers import geometry_of, offset_in, on_grid, voxels_of
 from MedSegAILib.scene.segments import label_value
@@ -279,9 +279,9 @@ class Correction:
 
     def _what_the_ai_thought(self) -> tuple[tuple[Any, int] | None, str]:
         """Return the volume of candidates and the label of the segment, or why they are missing."""
-        node = self.segmentation.GetNodeReference(CANDIDATES_REFERENCE)
+        node = volume_of(self.segmentation, CANDIDATES_REFERENCE)
         value = label_value(self.segmentation, self.segment_id)
-        if node is None or node.GetImageData() is None or value is None:
+        if node is None or value is None:
             return None, _(
                 "Uses the image only, because this segment was not made by an AI of MedSegAI."
             )

@@ -15,11 +15,12 @@ import vtk
 from numpy.typing import NDArray
 
 from medsegai.request import Candidates, SegmentationResult
-from medsegai.volume import Box
+from medsegai.volume import Box, Geometry
 from MedSegAILib.scene import sequences
 from MedSegAILib.scene.inputs import ijk_to_local
-from MedSegAILib.scene.layers import matrix
-from MedSegAILib.scene.nodes import nodes_of, remove
+from MedSegAILib.scene.layers import array_of, matrix
+from MedSegAILib.scene.merging import drawn_on
+from MedSegAILib.scene.nodes import nodes_of, own_reference, remove
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
 from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 
@@ -88,7 +89,7 @@ def attachments_of(result: SegmentationResult) -> list[Attachment]:
 
 def maps_of(segmentation: SegmentationNode) -> dict[str, VolumeNode]:
     """Return the maps of a segmentation that can be shown over its image, by kind; the first is walked."""
-    found = {kind: segmentation.GetNodeReference(role) for kind, role in MAP_REFERENCES.items()}
+    found = {kind: volume_of(segmentation, role) for kind, role in MAP_REFERENCES.items()}
     return {kind: node for kind, node in found.items() if node is not None}
 
 
@@ -96,8 +97,8 @@ def merged(
     attachment: Attachment, segmentation: SegmentationNode, source: VolumeNode, box: Box
 ) -> Attachment:
     """Return the attachment merged with an existing volume, with new voxels only in a box (k, j, i)."""
-    node = segmentation.GetNodeReference(attachment.role)
-    if node is None or node.GetImageData() is None:
+    node = volume_of(segmentation, attachment.role)
+    if node is None:
         return attachment
     present = slicer.util.arrayFromVolume(node)
     same_place = np.allclose(ijk_to_local(node), ijk_to_local(source), atol=1e-4)
@@ -110,8 +111,8 @@ def merged(
 
 def candidates_of(segmentation: SegmentationNode) -> Candidates | None:
     """Return the candidates of each voxel, on the grid of the source; None if they were not kept."""
-    node = segmentation.GetNodeReference(CANDIDATES_REFERENCE)
-    if node is None or node.GetImageData() is None:
+    node = volume_of(segmentation, CANDIDATES_REFERENCE)
+    if node is None:
         return None
     first, second, p_first, p_second = np.moveaxis(slicer.util.arrayFromVolume(node), -1, 0)
     return Candidates(first, second, p_first.astype(np.uint8), p_second.astype(np.uint8))
@@ -160,25 +161,76 @@ def put_beneath(segmentation: SegmentationNode, node: Node) -> None:
 
 def remove_of(scene: MRMLScene, segmentation: SegmentationNode) -> None:
     """Remove the nodes that belong only to a segmentation from the scene, except those of sequences."""
-    others = nodes_of(scene, "vtkMRMLSegmentationNode")
     for role in (*NAMES, *OBJECT_ROLES):
-        node = segmentation.GetNodeReference(role)
-        if node is None or sequences.browser_of(node) is not None:
-            continue
-        if any(each.GetNodeReference(role) is node for each in others if each is not segmentation):
-            continue
-        remove(scene, node)
+        node = own_reference(segmentation, role)
+        if node is not None and sequences.browser_of(node) is None:
+            remove(scene, node)
 
 
-def follow(scene: MRMLScene) -> int:
-    """Remove the nodes of a segmentation whenever it is removed; return the tag of the observation."""
+def follow(scene: MRMLScene) -> tuple[int, int]:
+    """Let the nodes of a segmentation follow it: its transforms, and its removal.
+
+    Returns:
+        The tags of the observations of the scene.
+    """
 
     def on_removal(_scene: MRMLScene, _event: str, node: Node) -> None:
         if node is not None and node.IsA("vtkMRMLSegmentationNode") and not scene.IsClosing():
             remove_of(scene, node)
 
-    vars(on_removal)["CallDataType"] = vtk.VTK_OBJECT  # VTK passes the node
-    return int(scene.AddObserver(scene.NodeAboutToBeRemovedEvent, on_removal))
+    def on_addition(_scene: MRMLScene, _event: str, node: Node) -> None:
+        if node is not None and node.IsA("vtkMRMLSegmentationNode"):
+            node.AddObserver(node.TransformModifiedEvent, _on_move)
+
+    for callback in (on_removal, on_addition):
+        vars(callback)["CallDataType"] = vtk.VTK_OBJECT  # VTK passes the node
+    for node in nodes_of(scene, "vtkMRMLSegmentationNode"):
+        node.AddObserver(node.TransformModifiedEvent, _on_move)
+    return (
+        int(scene.AddObserver(scene.NodeAboutToBeRemovedEvent, on_removal)),
+        int(scene.AddObserver(scene.NodeAddedEvent, on_addition)),
+    )
+
+
+def _on_move(segmentation: SegmentationNode, _event: str) -> None:
+    scene = segmentation.GetScene()
+    if scene is not None and not scene.IsBatchProcessing():
+        for role in NAMES:
+            volume_of(segmentation, role)
+
+
+def volume_of(segmentation: SegmentationNode, role: str) -> VolumeNode:
+    """Return the volume that a segmentation has in a role, at its place; None if there is none.
+
+    These volumes are hidden in lists, so whoever moves a segmentation cannot move them along. A volume that a
+    clone shares stays where it is.
+    """
+    node = segmentation.GetNodeReference(role)
+    if node is None or node.GetImageData() is None:
+        return None
+    if node.GetTransformNodeID() == segmentation.GetTransformNodeID():
+        return node
+    if own_reference(segmentation, role) is not None and _is_linear(node):
+        moved = _relative(node, segmentation) @ ijk_to_local(node)
+        place = drawn_on(segmentation, Geometry((1, 1, 1), np.eye(4))).ijk_to_ras
+        if np.allclose(place, moved, atol=1e-3):  # the transform above both was hardened
+            node.SetIJKToRASMatrix(matrix(moved))
+        node.SetAndObserveTransformNodeID(segmentation.GetTransformNodeID())
+    return node
+
+
+def _is_linear(node: Node) -> bool:
+    transform = node.GetParentTransformNode()
+    return transform is None or bool(transform.IsTransformToWorldLinear())
+
+
+def _relative(node: Node, segmentation: SegmentationNode) -> NDArray[np.float64]:
+    """Return the matrix from the coordinates of a node to those of a segmentation, if it stays where it is."""
+    between = vtk.vtkMatrix4x4()
+    slicer.vtkMRMLTransformNode.GetMatrixTransformBetweenNodes(
+        node.GetParentTransformNode(), segmentation.GetParentTransformNode(), between
+    )
+    return array_of(between)
 
 
 def _heat(candidates: Candidates) -> NDArray[np.float32]:

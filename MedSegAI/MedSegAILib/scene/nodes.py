@@ -15,6 +15,16 @@ def nodes_of(scene: MRMLScene, kind: str) -> list[Node]:
     return [scene.GetNthNodeByClass(n, kind) for n in range(scene.GetNumberOfNodesByClass(kind))]
 
 
+def own_reference(node: Node, role: str) -> Node:
+    """Return the node to which only this node refers in a role; None if there is none, or a clone shares it."""
+    found = node.GetNodeReference(role)
+    if found is None:
+        return None
+    others = nodes_of(node.GetScene(), node.GetClassName())
+    shared = any(each.GetNodeReference(role) is found for each in others if each is not node)
+    return None if shared else found
+
+
 def check_segmentation(node: Node) -> None:
     """Raises:
     InputError: the node is None, or not a segmentation.

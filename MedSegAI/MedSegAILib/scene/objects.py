@@ -25,7 +25,7 @@ from MedSegAILib.scene.attachments import (
 )
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import boxes, digest, labelmap_name, matrix, oriented_image
-from MedSegAILib.scene.nodes import remove
+from MedSegAILib.scene.nodes import own_reference, remove
 from MedSegAILib.scene.segments import new_segment, segment_id, sign
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, TableNode, VolumeNode
 from MedSegAILib.translation import tr as _
@@ -71,13 +71,13 @@ def put_beside(
     """
     if result.objects is None:
         return ""
-    node = segmentation.GetNodeReference(OBJECTS_REFERENCE)
+    node = own_reference(segmentation, OBJECTS_REFERENCE)
     some_stay = object_merging.some_stay(node, result, output)
     if some_stay and object_merging.can_merge(node, source, result):
         return _merge(segmentation, source, result, output)
     if not some_stay:
         for role in OBJECT_ROLES:
-            remove(scene, segmentation.GetNodeReference(role))
+            remove(scene, own_reference(segmentation, role))
     return _put(scene, segmentation, source, result)
 
 

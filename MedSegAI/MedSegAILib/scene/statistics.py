@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from medsegai.errors import OutputError
 from medsegai.system.outside_text import table_cell
 from medsegai.worker.requests import MeasurementResult
-from MedSegAILib.scene.attachments import ENTROPY_REFERENCE
+from MedSegAILib.scene.attachments import ENTROPY_REFERENCE, volume_of
 from MedSegAILib.scene.layers import EMPTY, Layer, boxes, layers_of, on_grid
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.merging import place_in
-from MedSegAILib.scene.nodes import modifying
+from MedSegAILib.scene.nodes import modifying, own_reference
 from MedSegAILib.scene.plotting import Bar, show_bars
 from MedSegAILib.scene.review import review_state
 from MedSegAILib.scene.segments import digests, label_value, measures_of, painted
@@ -80,7 +80,7 @@ def rows(measured: Measurable, result: MeasurementResult) -> list[Row]:
     node = measured.segmentation
     layers = layers_of(node)
     by_hand, contents = painted(node, layers), digests(layers)
-    entropy = _means(node, layers, node.GetNodeReference(ENTROPY_REFERENCE))
+    entropy = _means(node, layers, volume_of(node, ENTROPY_REFERENCE))
     numbers = dict(zip(measured.segments, result.rows, strict=True))
     segments, out = node.GetSegmentation(), []
     for name in segments.GetSegmentIDs():
@@ -103,7 +103,7 @@ def rows(measured: Measurable, result: MeasurementResult) -> list[Row]:
 
 def table(scene: MRMLScene, segmentation: SegmentationNode, found: list[Row]) -> TableNode:
     """Return a vtkMRMLTableNode of the rows, with a plot of the volumes; a later call fills the same nodes."""
-    node = segmentation.GetNodeReference(TABLE_REFERENCE)
+    node = own_reference(segmentation, TABLE_REFERENCE)
     if node is None:
         name = scene.GenerateUniqueName(f"{segmentation.GetName()} statistics")
         node = scene.AddNewNodeByClass("vtkMRMLTableNode", name)

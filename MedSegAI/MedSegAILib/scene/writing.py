@@ -32,7 +32,7 @@ from MedSegAILib.scene.merging import (
     plan_update,
     region_box,
 )
-from MedSegAILib.scene.nodes import remove
+from MedSegAILib.scene.nodes import own_reference, remove
 from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, add_segments
 from MedSegAILib.scene.surfaces import MakeSurfaces, make_at_once
 from MedSegAILib.scene.uncertainty_colors import color_heat
@@ -143,7 +143,7 @@ class Writer:
         ready = []
         for each in attachments_of(result):
             each = merged(each, segmentation, source, box)
-            node = segmentation.GetNodeReference(each.role)
+            node = own_reference(segmentation, each.role)
             ready.append((each, node or make_node(self.scene, each, source)))
         self.keep_undo(segmentation)
         had_surfaces = carry_out(segmentation, plan, source)
