@@ -168,7 +168,11 @@ def test_one_image_in_two_formats_is_refused_with_what_helps(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["sub-01_x", "sub-ü", "sub-", "sub-a b", "sub-01/ses-a_b", "sub-01/ses-"]
+    "name",
+    [
+        *("sub-01_x", "sub-ü", "sub-", "sub-a b", "SUB-01", "Sub-02", "sub-03\nx"),
+        *("sub-01/ses-a_b", "sub-01/ses-", "sub-01/SES-1", "sub-01/Anat"),
+    ],
 )
 def test_no_folder_is_passed_over_in_silence(name: str, tmp_path: Path) -> None:
     tree(tmp_path, ["sub-01"])
@@ -177,11 +181,101 @@ def test_no_folder_is_passed_over_in_silence(name: str, tmp_path: Path) -> None:
     names, told = found(tmp_path)
     assert names == ["sub-01"]
     assert told == [
-        f"{name} in {tmp_path} is left out: the label of a subject or session consists of letters, digits and + "
-        "in BIDS."
+        f"{name} in {tmp_path} is left out: folders are named sub-LABEL, ses-LABEL and anat in BIDS, and labels "
+        "consist of letters, digits and +."
     ]
+    if "\n" in name:
+        return  # a .gitignore cannot name it
     (tmp_path / ".bidsignore").write_text(f"/{name}/\n", encoding="utf-8")
     assert found(tmp_path) == (["sub-01"], [])
+
+
+@pytest.mark.parametrize("name", ["sub-02", "sub-01/ses-1", "sub-01/anat2/../anat"])
+def test_a_link_to_a_folder_that_is_not_here_is_named(name: str, tmp_path: Path) -> None:
+    """DataLad installs subjects as links or folders; one that is missing is no subject without images."""
+    tree(tmp_path, ["sub-03"])
+    path = tmp_path / Path(*(part for part in Path(name).parts if part not in ("anat2", "..")))
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to("gone")
+    names, told = found(tmp_path)
+    assert names == ["sub-03"]
+    assert (
+        f"{path.relative_to(tmp_path)} in {tmp_path} is left out: a link leads to a folder"
+        in told[0]
+    )
+    assert "datalad get" in told[0]
+
+
+def test_capitals_of_an_ending_do_not_matter_and_hidden_files_are_no_images(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01", "sub-02", "sub-03"])
+    (tmp_path / "sub-01/anat/sub-01_T1w.nii.gz").rename(tmp_path / "sub-01/anat/sub-01_T1w.NII.GZ")
+    (tmp_path / "sub-02/anat/sub-02_T1w.nii.gz").rename(tmp_path / "sub-02/anat/sub-02_T1w.Nii")
+    (tmp_path / "sub-03/anat/._sub-03_T1w.nii.gz").touch()
+    assert found(tmp_path) == (["sub-01", "sub-02", "sub-03"], [])
+    (tmp_path / "sub-01/anat/sub-01_T1w.nii.gz").touch()
+    with pytest.raises(InputError, match="would be the same case"):
+        found(tmp_path)
+
+
+def test_an_entity_that_is_named_twice_makes_no_case(tmp_path: Path) -> None:
+    """One value would be forgotten, and the case be that of another run."""
+    tree(tmp_path, ["sub-01_run-1", "sub-01_run-1_run-2"])
+    names, told = found(tmp_path)
+    assert names == ["sub-01_run-1"]
+    assert "sub-01_run-1_run-2_T1w.nii.gz" in told[0]
+    assert "each entity once" in told[0]
+
+
+def test_phase_images_are_left_out_unless_they_are_asked_for(tmp_path: Path) -> None:
+    parts = ("mag", "phase", "real", "imag")
+    tree(tmp_path, ["sub-01", *(f"sub-02_part-{part}" for part in parts)])
+    names, told = found(tmp_path)
+    assert names == ["sub-01", "sub-02_part-mag"]
+    (words,) = told
+    assert words.startswith(
+        "sub-02_part-imag_T1w.nii.gz, sub-02_part-phase_T1w.nii.gz, sub-02_part-real"
+    )
+    assert "part=phase" in words
+    assert found(tmp_path, "part=phase")[0] == ["sub-02_part-phase"]
+    assert found(tmp_path, "part=mag")[0] == ["sub-02_part-mag"]
+
+
+def test_echoes_and_acquisitions_are_cases_and_can_be_selected(tmp_path: Path) -> None:
+    tree(tmp_path, ["sub-01_acq-a_echo-1", "sub-01_acq-a_echo-02", "sub-01_acq-b"])
+    names, told = found(tmp_path)
+    assert len(names) == 3
+    assert "sub-01: several images" in told[0]
+    assert found(tmp_path, "echo=2")[0] == ["sub-01_acq-a_echo-02"]
+    assert found(tmp_path, "acquisition=a", "echo=1,2")[0] == sorted(names)[:2]
+
+
+@pytest.mark.parametrize(
+    ("lines", "left"),
+    [
+        ("sub-0[12]/", ["sub-03_ses-1"]),
+        ("**/anat/*_ses-1_*\n!sub-02/", ["sub-01_ses-2"]),
+        ("/sub-03\nsub-*/ses-2\n", ["sub-01_ses-1", "sub-02_ses-1"]),
+        ("*\n!/sub-01/\n!/sub-01/**\n", ["sub-01_ses-1", "sub-01_ses-2"]),
+        ("\ufeff*_ses-1_*\r\n\r\n# x\r\n", ["sub-01_ses-2"]),
+    ],
+)
+def test_patterns_of_bidsignore(lines: str, left: list[str], tmp_path: Path) -> None:
+    """Also with a byte order mark and the ends of lines of Windows."""
+    tree(tmp_path, ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1", "sub-03_ses-1"])
+    (tmp_path / ".bidsignore").write_bytes(lines.encode())
+    assert found(tmp_path)[0] == left
+
+
+def test_the_derivative_of_another_tool_is_a_dataset(tmp_path: Path) -> None:
+    """Inside of the derivatives of a dataset, whose own images and other derivatives do not count."""
+    tree(tmp_path, ["sub-01"])
+    inner = tree(
+        tmp_path / "derivatives" / "prep", ["sub-01_desc-preproc", "sub-01_space-MNI_desc-preproc"]
+    )
+    tree(inner / "derivatives" / "x", ["sub-01_desc-x"])
+    names, _ = found(inner)
+    assert sorted(names) == ["sub-01_desc-preproc", "sub-01_space-MNI_desc-preproc"]
+    assert found(inner, "space=MNI")[0] == ["sub-01_space-MNI_desc-preproc"]
 
 
 def test_an_ignored_subject_is_not_missed(tmp_path: Path) -> None:
@@ -255,6 +349,36 @@ def test_a_dataset_is_segmented_and_links_into_an_annex_fail_alone(
     capsys.readouterr()
     assert main([*words, "--overwrite", "--bids-filter", "suffix=T2w", "session=01"]) == 3
     assert "not have an image with suffix=T2w ses=01" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"/annex/objects/MD5E-s1--x.nii.gz\n",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+    ],
+    ids=["annex", "lfs"],
+)
+def test_a_file_that_only_names_its_content_fails_with_what_helps(
+    content: bytes, model: str, requests: list[SegmentationRequest], tmp_path: Path
+) -> None:
+    data, out = tree(tmp_path / "data", ["sub-01"]), tmp_path / "out"
+    (data / "sub-01" / "anat" / "sub-01_T1w.nii.gz").write_bytes(content)
+    assert main(["batch", str(data), "-o", str(out), "--model", model]) == 1
+    assert "Get the file first (datalad get, or git lfs pull)" in states(out)["sub-01"][1]
+
+
+def test_a_dataset_is_only_read(
+    model: str, requests: list[SegmentationRequest], tmp_path: Path
+) -> None:
+    """Broken sidecars and odd tables of participants are nobody's business but the dataset's."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    save(data / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    (data / "sub-01" / "anat" / "sub-01_T1w.json").write_text("{")
+    (data / "participants.tsv").write_bytes(b"participant_id\tage\nsub-09\n\xff\t\t\t\n")
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    assert main(["batch", str(data), "-o", str(out), "--model", model, "--layout", "bids"]) == 0
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
 
 
 def test_a_filter_needs_a_folder(

@@ -214,6 +214,115 @@ def test_a_dataset_of_others_is_not_written_over(
     assert (dataset / "dataset_description.json").read_bytes() == before
 
 
+def edited(path: Path, **more: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+
+def test_what_people_added_to_a_derivative_stays(batch: Batch, tmp_path: Path) -> None:
+    """The authors, for which the validator of BIDS asks, were lost when a batch was resumed."""
+    assert batch("--layout", "bids") == 0
+    out = tmp_path / "out"
+    files = {name: out / name for name in ("README.md", ".bidsignore", "dataset_description.json")}
+    whole = {name: path.read_bytes() for name, path in files.items()}
+    assert batch("--layout", "bids", "--resume") == 0
+    assert {name: path.read_bytes() for name, path in files.items()} == whole
+    edited(files["dataset_description.json"], Authors=["A"], Name="Ours", BIDSVersion="1.0.0")
+    files["README.md"].write_text("ours")
+    files[".bidsignore"].write_text("extra/\n" + files[".bidsignore"].read_text().split("\n")[0])
+    assert batch("--layout", "bids", "--resume") == 0
+    description = json.loads(files["dataset_description.json"].read_text())
+    assert (description["Authors"], description["Name"]) == (["A"], "Ours")
+    assert (
+        description["BIDSVersion"] == json.loads(whole["dataset_description.json"])["BIDSVersion"]
+    )
+    assert files["README.md"].read_text() == "ours"
+    lines = files[".bidsignore"].read_bytes().splitlines()
+    assert lines[0] == b"extra/"
+    assert sorted(lines[1:]) == sorted(whole[".bidsignore"].splitlines())
+
+
+def test_versions_that_made_a_derivative_are_all_named(batch: Batch, tmp_path: Path) -> None:
+    assert batch("--layout", "bids") == 0
+    path = tmp_path / "out" / "dataset_description.json"
+    (now,) = json.loads(path.read_text())["GeneratedBy"]
+    before, other = {**now, "Version": "0.0.1"}, {"Name": "Another tool"}
+    edited(path, GeneratedBy=[before, other, "odd"])
+    assert batch("--layout", "bids", "--resume") == 0
+    assert json.loads(path.read_text())["GeneratedBy"] == [now, before, other]
+    assert batch("--layout", "bids", "--overwrite") == 0
+    assert json.loads(path.read_text())["GeneratedBy"] == [now, other], (
+        "nothing is left of the old one"
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"GeneratedBy": 3}', '{"GeneratedBy": [{"Name": "other"}, 3]}', "[" * 99_999],
+)
+def test_a_folder_with_another_description_is_left_alone(
+    content: str, batch: Batch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "dataset_description.json").write_text(content)
+    assert batch("--layout", "bids") == 5
+    assert "holds another dataset" in capsys.readouterr().err
+    assert (out / "dataset_description.json").read_text() == content
+    assert [path.name for path in out.iterdir()] == ["dataset_description.json"]
+
+
+def test_results_of_two_datasets_are_not_mixed(
+    batch: Batch,
+    dataset: Path,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The URIs of the first would lead into the second. A dataset that was moved is still the same."""
+    assert batch("--layout", "bids") == 0
+    other = tmp_path / "other"
+    save(other / "sub-07" / "anat" / "sub-07_T1w.nii.gz")
+    words = ["batch", str(other), "-o", f"{tmp_path}/out", "--model", model, "--layout", "bids"]
+    assert main(words) == 5
+    assert "holds results of another dataset" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*sub-07*"))
+    (tmp_path / "new").mkdir()
+    dataset.rename(tmp_path / "new" / "raw")
+    words[1] = str(tmp_path / "new" / "raw")
+    assert main([*words, "--resume"]) == 0
+    description = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
+    assert description["DatasetLinks"] == {"raw": "../new/raw"}
+
+
+@pytest.mark.parametrize("layout", ["plain", "bids"])
+def test_a_batch_is_not_resumed_with_other_images_or_models(
+    layout: str,
+    batch: Batch,
+    dataset: Path,
+    model: str,
+    requests: list[SegmentationRequest],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The cases of T1w and of T2w images have the same names, and one image was taken for the other."""
+    for path in list(dataset.rglob("*_T1w.nii.gz")):
+        save(path.with_name(path.name.replace("T1w", "T2w")), 9)
+    assert batch("--layout", layout) == 0
+    requests.clear()
+    other = ["--layout", layout, "--bids-filter", "suffix=T2w"]
+    assert batch(*other, "--resume") == 2
+    said = capsys.readouterr().err
+    assert "was made from other files than sub-01_ses-a_acq-x_run-1_T2w.nii.gz" in said
+    assert batch("--layout", layout, "--resume") == 0
+    assert requests == []
+    card = tmp_path / "models" / model / "card.json"
+    edited(card, version="2")
+    assert batch("--layout", layout, "--resume") == 2
+    assert f"with another version of {model}" in capsys.readouterr().err
+    assert batch(*other, "--overwrite") == 0
+    assert len(requests) == 3
+
+
 def test_scans_that_are_no_dataset_become_subjects(
     model: str,
     requests: list[SegmentationRequest],
@@ -237,7 +346,8 @@ labels_of_bids = st.from_regex(r"[A-Za-z0-9]{1,3}", fullmatch=True)
 
 @given(
     st.dictionaries(
-        st.sampled_from(["ses", "acq", "run", "space", "desc", "res", "part"]), labels_of_bids
+        st.sampled_from(["ses", "acq", "run", "space", "desc", "res", "part", "chunk", "echo"]),
+        labels_of_bids,
     )
 )
 def test_names_of_derivatives_keep_what_the_scan_is_called(entities: dict[str, str]) -> None:
@@ -247,7 +357,7 @@ def test_names_of_derivatives_keep_what_the_scan_is_called(entities: dict[str, s
     pairs = [part.split("-") for part in path.name.removesuffix("_dseg.nii.gz").split("_")]
     expected = {"sub": "01", "space": "orig", **entities, "desc": "medsegai"}
     assert dict(pairs) == expected
-    order = ["sub", "ses", "acq", "run", "part", "space", "res", "desc"]
+    order = ["sub", "ses", "acq", "run", "echo", "part", "space", "chunk", "res", "desc"]
     assert [key for key, _ in pairs] == [key for key in order if key in expected]
 
 
@@ -260,8 +370,21 @@ def validator() -> Path:
     return Path(next(file for file in files if file.stem == "bids-validator-deno").locate())
 
 
+ENTITIES_OF_IMAGES = (
+    *(
+        "acq-a_ce-b_rec-c_run-1",
+        "run-2_echo-1",
+        "run-2_echo-2",
+        "acq-a_run-3_part-mag",
+        "run-4_chunk-1",
+    ),
+    *("space-MNI152Lin_res-2", "desc-preproc"),
+)
+"""Of names of anatomical images, in the order of BIDS."""
+
+
 @pytest.mark.slow
-def test_the_validator_of_bids_finds_no_error(batch: Batch, tmp_path: Path) -> None:
+def test_the_validator_of_bids_finds_no_error(batch: Batch, dataset: Path, tmp_path: Path) -> None:
     """bids-validator-deno of PyPI, which shares no code with us; it must find what is put wrong, too."""
     program = validator()
     wanted = ("--save-probabilities", "--uncertainty", "--preview", "--pages")
@@ -275,6 +398,13 @@ def test_the_validator_of_bids_finds_no_error(batch: Batch, tmp_path: Path) -> N
         issues = json.loads(done.stdout)["issues"]["issues"]
         return {issue["code"] for issue in issues if issue["severity"] == "error"}
 
+    assert errors() == set()
+    for entities in ENTITIES_OF_IMAGES:
+        save(dataset / "sub-03" / "anat" / f"sub-03_{entities}_T1w.nii.gz")
+    assert batch("--layout", "bids", *wanted, "--resume") == 0
+    assert len(list((tmp_path / "out").glob("sub-03/anat/*_dseg.nii.gz"))) == len(
+        ENTITIES_OF_IMAGES
+    )
     assert errors() == set()
     next((tmp_path / "out").rglob("*run-1*_dseg.json")).write_text("{}")
     assert errors() == {"SIDECAR_KEY_REQUIRED"}

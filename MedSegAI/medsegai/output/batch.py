@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -18,7 +19,8 @@ from typing import Any
 from medsegai.errors import DeviceError, InputError, OutputError, RequestError
 from medsegai.io import PARTIAL, write_table
 from medsegai.io.atomic import make_folder
-from medsegai.models.card import file_sha256
+from medsegai.models.card import ModelCard, file_sha256
+from medsegai.models.catalogue import find_card
 from medsegai.output.cases import Case, check_alike
 from medsegai.output.layouts import BatchFiles
 from medsegai.output.object_files import write_tables_together
@@ -62,6 +64,8 @@ class CaseJob:
         try:
             images = self.case.images()
             result = segment(replace(self.request, inputs=images), progress)
+            made = {**result.provenance, SOURCE: self.case.source()}
+            result = replace(result, provenance=made)
             self.files.write(name, result, images[0], progress)
         except OF_THE_CASE as error:
             return Entry(name, CaseState.FAILED, message=str(error))
@@ -74,7 +78,7 @@ class CaseJob:
             return None
         if recorded_hashes(path) != self.files.outputs(name).hashes():
             return None
-        return read_report(path, name)[0]
+        return read_report(path, name).entry
 
     def absolute(self) -> CaseJob:
         """Return the same job with absolute paths, which are valid in any working folder."""
@@ -82,6 +86,9 @@ class CaseJob:
         files = replace(self.files, folder=self.files.folder.absolute())
         return replace(self, case=replace(self.case, inputs=inputs), files=files)
 
+
+SOURCE = "files_sha256"
+"""Where the provenance of a result has `Case.source`."""
 
 Work = Callable[[Sequence[CaseJob]], Generator[Entry, None, None]]
 """Does jobs, and yields a line of the table for each job that begins and for each that ends."""
@@ -199,17 +206,18 @@ class Batch:
 
     def _take_up(self, name: str, case: Case, unfinished: set[str]) -> None:
         """Compare the files of a case with its report: the case is done, must be done again, or was changed."""
-        entry, options, _ = read_report(self._files.report(name), name)
+        before = read_report(self._files.report(name), name)
+        entry = before.entry
         outputs = self._files.outputs(name)
         recorded, there = recorded_hashes(self._files.report(name)), outputs.hashes()
         changed = [part for part, digest in there.items() if recorded.get(part) != digest]
         if not changed and set(outputs.paths()) - {"report"} <= set(there):
-            self._check_options(name, options)
+            self._check_same(case, before.made)
             self.entries[name] = entry
         elif all(there[part] in unfinished for part in changed):
             outputs.check(case.inputs, overwrite=True)
         else:
-            self._check_options(name, options)
+            self._check_same(case, before.made)
             files = ", ".join(outputs.paths()[part].name for part in changed)
             note = f"{files} was changed after it was written, so it is kept as it is."
             self.entries[name] = replace(entry, message=f"{note} {entry.message}".strip())
@@ -226,7 +234,7 @@ class Batch:
         """
         jobs = [self._job(name) for name in self._order()]
         self._sweep()
-        self._files.begin()
+        self._files.begin(any(it.state == CaseState.DONE for it in self.entries.values()))
         self._write_table()
         try:
             with contextlib.closing(work(jobs)) as lines:
@@ -269,14 +277,26 @@ class Batch:
         except (OSError, UnicodeDecodeError, csv.Error):
             return {}
 
-    def _check_options(self, name: str, before: Mapping[str, Any]) -> None:
+    def _check_same(self, case: Case, before: Mapping[str, Any]) -> None:
+        """Raise RequestError if a result was made from other files, with other options or with another model."""
         now = self._request.options()
-        other = sorted(key for key in now if before.get(key, now[key]) != now[key])
-        if other:
-            raise RequestError(
-                f"The result of {name} in {self._files.folder} was made with other options ({', '.join(other)}). "
-                "Name another folder, or do all cases again (--overwrite)."
-            )
+        options = dict(before["options"])
+        if other := sorted(key for key in now if options.get(key, now[key]) != now[key]):
+            how = f"with other options ({', '.join(other)})"
+        elif before.get(SOURCE, case.source()) != case.source():
+            how = f"from other files than {', '.join(path.name for path in case.inputs)}"
+        elif models := [card.id for card in self._cards if not _is_recorded(card, before)]:
+            how = f"with another version of {', '.join(models)}"
+        else:
+            return
+        raise RequestError(
+            f"The result of {case.name} in {self._files.folder} was made {how}. Name another folder, or do all "
+            "cases again (--overwrite)."
+        )
+
+    @functools.cached_property
+    def _cards(self) -> list[ModelCard]:
+        return [find_card(name) for name in self._request.models]
 
     def _set(self, entry: Entry) -> None:
         self.entries[entry.case] = entry
@@ -292,7 +312,7 @@ class Batch:
         rows = [
             {"case": name, **row}
             for name in self._done()
-            for row in read_report(self._files.report(name), name)[2]
+            for row in read_report(self._files.report(name), name).structures
         ]
         if rows:
             write_table(self._files.folder / VOLUMES_NAME, list(rows[0]), rows)
@@ -309,20 +329,44 @@ class Batch:
         return [name for name, entry in self.entries.items() if entry.state == CaseState.DONE]
 
 
-def read_report(path: Path, case: str) -> tuple[Entry, Mapping[str, Any], list[dict[str, Any]]]:
-    """Read the report of a finished case: its line of the table, its options and its structures.
+@dataclass(frozen=True)
+class Finished:
+    """The report of a finished case: its line of the table, how it was made, and its structures."""
+
+    entry: Entry
+    made: Mapping[str, Any]
+    structures: list[dict[str, Any]]
+
+
+def read_report(path: Path, case: str) -> Finished:
+    """Read the report of a finished case.
 
     Raises:
         InputError: the file is not the report of a segmentation.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        options = dict(report["provenance"]["options"])
-        return Entry.done(case, report), options, list(report["structures"])
+        made = dict(report["provenance"])
+        made["options"] = dict(made["options"])
+        return Finished(Entry.done(case, report), made, list(report["structures"]))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is not a report of a segmentation. Delete it, so that the case is done again."
         ) from error
+
+
+def _is_recorded(card: ModelCard, made: Mapping[str, Any]) -> bool:
+    """Whether a result was made with this model, or does not say with which."""
+    try:
+        records = {item["id"]: item for item in made["models"]}
+        record = records.get(card.id, {})
+        if record.get("version", card.version) != card.version:
+            return False
+        hashes = dict(record.get("weights_sha256", {}))
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return True
+    members = [member for member in card.members if member.name in hashes]
+    return all(card.weights_sha256(member) == hashes[member.name] for member in members)
 
 
 def unfinished_hashes(folder: Path) -> set[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import pathspec
 
 from medsegai.errors import InputError, RequestError, counted
-from medsegai.output.cases import Case
+from medsegai.output.cases import Case, is_dangling
 
 DESCRIPTION, IGNORED = "dataset_description.json", ".bidsignore"
 SUFFIX = "T1w"
@@ -35,10 +35,17 @@ ENTITIES = {
 }
 """The long names of entities, with the keys in file names."""
 
-IMAGE = re.compile(r"((?:[A-Za-z0-9]+-[A-Za-z0-9+]+_)+)([A-Za-z0-9]+)\.nii(?:\.gz)?")
+IMAGE = re.compile(r"((?:[A-Za-z0-9]+-[A-Za-z0-9+]+_)+)([A-Za-z0-9]+)\.(?i:nii(?:\.gz)?)")
 """The pattern of entities with their values, and the suffix."""
 
+MAGNITUDE = "mag"
+"""The part of a complex image that networks know; the others (phase, real, imag) are only taken if asked for."""
+
 SUBJECT, SESSION = re.compile(r"sub-[A-Za-z0-9+]+"), re.compile(r"ses-[A-Za-z0-9+]+")
+BELOW_SUBJECT = re.compile(rf"{SESSION.pattern}|anat")
+LIKE_SUBJECT, LIKE_BELOW = re.compile(r"(?is)sub-.*"), re.compile(r"(?is)ses-.*|anat")
+"""Names that resemble those of folders in BIDS, whatever their capitals and labels."""
+
 NAMED_AT_MOST = 6
 """The largest number of files or sessions that a message names."""
 
@@ -61,6 +68,11 @@ class Scan:
     def name(self) -> str:
         """The entities as in the file name, without the suffix."""
         return "_".join(f"{key}-{value}" for key, value in self.entities.items())
+
+    @property
+    def is_magnitude(self) -> bool:
+        """Whether it is not the phase, or the real or imaginary part, of a complex image."""
+        return self.entities.get("part", MAGNITUDE).casefold() == MAGNITUDE
 
     @property
     def session(self) -> str:
@@ -101,6 +113,10 @@ class Filter:
         return cls(wanted)
 
     def takes(self, scan: Scan) -> bool:
+        return self.matches(scan) and ("part" in self.wanted or scan.is_magnitude)
+
+    def matches(self, scan: Scan) -> bool:
+        """Whether the values are accepted, of whatever part of a complex image."""
         has = {**scan.entities, "suffix": scan.suffix}
         return all(
             key in has and _plain(key, has[key]) in {_plain(key, value) for value in values}
@@ -149,6 +165,7 @@ def find_bids_cases(
     if not found[0]:
         raise InputError(_nothing(folder, filters[0], scans))
     _tell_what_lacks(folder, scans, found[0], filters[0], tell)
+    _tell_parts([scan for scan in scans if filters[0].matches(scan)], found[0], tell)
     cases = list(_cases(found, filters, tell))
     if not cases:
         raise InputError(
@@ -199,13 +216,13 @@ def _partner(first: Scan, scans: Sequence[Scan]) -> Scan | None:
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    for subject in sorted(folder.glob("sub-*")):
-        if SUBJECT.fullmatch(subject.name) and subject.is_dir():
-            sessions = (
-                path for path in sorted(subject.glob("ses-*")) if SESSION.fullmatch(path.name)
-            )
-            for parent in (subject, *sessions):
-                yield from (path for path in sorted(parent.glob("anat/*.nii*")))
+    for parent in _parents(folder):
+        yield from filter(_is_image, sorted(parent.glob("anat/*")))
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is named as a NIfTI image; hidden files, such as those of macOS, do not count in BIDS."""
+    return path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
 
 
 def _scans(folder: Path, tell: Callable[[str], None]) -> Iterator[Scan]:
@@ -221,12 +238,24 @@ def _scans(folder: Path, tell: Callable[[str], None]) -> Iterator[Scan]:
             strange.append(within)
         else:
             yield scan
-    if odd := _odd_folders(folder, ignored):
-        why = "the label of a subject or session consists of letters, digits and + in BIDS"
-        tell(_left_out(odd, folder, why))
-    if strange:
-        why = "a name must begin with the subject and session of its folder, as in sub-01_ses-02_T1w.nii.gz"
-        tell(_left_out(strange, folder, why))
+    odd = [path for path in _odd_folders(folder) if not ignored.match_file(f"{path}/")]
+    gone = [path for path in odd if not (folder / path).is_dir()]
+    for paths, why in (
+        ([path for path in odd if path not in gone], ODD),
+        (gone, GONE),
+        (strange, STRANGE),
+    ):
+        if paths:
+            tell(_left_out(paths, folder, why))
+
+
+ODD = "folders are named sub-LABEL, ses-LABEL and anat in BIDS, and labels consist of letters, digits and +"
+GONE = "a link leads to a folder that does not exist; if DataLad manages this dataset, get it first (datalad get)"
+STRANGE = (
+    "a name must begin with the subject and session of its folder and name each entity once, as in "
+    "sub-01_ses-02_T1w.nii.gz"
+)
+"""Why folders and files are left out."""
 
 
 def _scan(path: Path) -> Scan | None:
@@ -234,8 +263,9 @@ def _scan(path: Path) -> Scan | None:
     named = IMAGE.fullmatch(path.name)
     if named is None:
         return None
-    pairs = (word.partition("-")[::2] for word in named[1].rstrip("_").split("_"))
-    return Scan(path, dict(pairs), named[2])
+    pairs = [word.partition("-")[::2] for word in named[1].rstrip("_").split("_")]
+    entities = dict(pairs)
+    return Scan(path, entities, named[2]) if len(entities) == len(pairs) else None
 
 
 def _left_out(names: Sequence[object], folder: Path, why: str) -> str:
@@ -243,21 +273,28 @@ def _left_out(names: Sequence[object], folder: Path, why: str) -> str:
     return f"{_listed(names)} in {folder} {verb} left out: {why}."
 
 
-def _odd_folders(folder: Path, ignored: pathspec.GitIgnoreSpec) -> list[Path]:
-    """The folders that are named as those of subjects and sessions, except for their label."""
-    subjects = [path for path in sorted(folder.glob("sub-*")) if path.is_dir()]
-    odd = [path for path in subjects if not SUBJECT.fullmatch(path.name)]
-    for subject in subjects:
-        sessions = sorted(subject.glob("ses-*")) if SUBJECT.fullmatch(subject.name) else ()
-        odd += [path for path in sessions if path.is_dir() and not SESSION.fullmatch(path.name)]
-    within = (path.relative_to(folder) for path in odd)
-    return [path for path in within if not ignored.match_file(f"{path.as_posix()}/")]
+def _odd_folders(folder: Path) -> Iterator[str]:
+    """Yield the folders whose names resemble those of BIDS but are not, and links to folders that do not exist."""
+    for parent in (folder, *_parents(folder)):
+        at_top = parent == folder
+        like, right = (LIKE_SUBJECT, SUBJECT) if at_top else (LIKE_BELOW, BELOW_SUBJECT)
+        for path in sorted(filter(lambda path: like.fullmatch(path.name), parent.iterdir())):
+            if is_dangling(path) or (path.is_dir() and not right.fullmatch(path.name)):
+                yield path.relative_to(folder).as_posix()
+
+
+def _parents(folder: Path) -> Iterator[Path]:
+    """Yield the folders of subjects and sessions."""
+    for subject in sorted(folder.glob("sub-*")):
+        if SUBJECT.fullmatch(subject.name) and subject.is_dir():
+            sessions = (path for path in sorted(subject.glob("ses-*")) if path.is_dir())
+            yield from (subject, *(path for path in sessions if SESSION.fullmatch(path.name)))
 
 
 def _ignored(folder: Path) -> pathspec.GitIgnoreSpec:
     path = folder / IGNORED
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
         return pathspec.GitIgnoreSpec.from_lines(lines)
     except (OSError, ValueError) as error:  # an impossible pattern, or bytes that are not text
         raise InputError(
@@ -309,6 +346,16 @@ def _tell_repeated(
         tell(
             f"{_listed(several)}: several images with {wanted}, such as {first[0].path.name} and "
             f"{first[1].path.name}. Each is a case; select one with --bids-filter, as in run=1."
+        )
+
+
+def _tell_parts(
+    matching: Sequence[Scan], taken: Sequence[Scan], tell: Callable[[str], None]
+) -> None:
+    if parts := [scan.path.name for scan in matching if scan not in taken]:
+        tell(
+            f"{_listed(parts)}: left out, because phase, real and imaginary images do not look like the images "
+            "that models know. Select them with --bids-filter, as in part=phase."
         )
 
 

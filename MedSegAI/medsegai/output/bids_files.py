@@ -7,6 +7,7 @@ BIDS (volumes, reports, pictures, maps of uncertainty) are listed in .bidsignore
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ BIDS_VERSION = "1.10.0"
 GENERATOR = "MedSegAI"
 SOURCE_LINK = "raw"
 """The name of the dataset of the scans in BIDS URIs."""
+
+RESOLUTION = "That of the scan."
 
 VOLUMES_COLUMNS = {
     "index": ("Label value of the structure in the _dseg image.", None),
@@ -115,13 +118,16 @@ def write_volumes(path: Path, result: SegmentationResult, scan: Path | Volume) -
 
 
 def _sources(scan: Path | Volume) -> Mapping[str, Any]:
-    """Return the scan as a BIDS URI if it is in the folder of a subject, otherwise its file name."""
+    """Return the scan as a BIDS URI if it is in the folder of a subject, otherwise its file name.
+
+    BIDS wants words for the resolution wherever the name of a file has the entity res.
+    """
     path = scan if isinstance(scan, Path) else Path(scan.source)
     dataset = dataset_of(path)
     if dataset is None:
-        return {"SpatialReference": path.name or "the scan"}
+        return {"SpatialReference": path.name or "the scan", "Resolution": RESOLUTION}
     uri = f"bids:{SOURCE_LINK}:{path.relative_to(dataset).as_posix()}"
-    return {"Sources": [uri], "SpatialReference": uri}
+    return {"Sources": [uri], "SpatialReference": uri, "Resolution": RESOLUTION}
 
 
 def dataset_of(scan: Path) -> Path | None:
@@ -130,54 +136,104 @@ def dataset_of(scan: Path) -> Path | None:
     return next((path.parent for path in inside), None)
 
 
-def check_description(folder: Path) -> None:
-    """Raise OutputError if the folder holds a dataset that MedSegAI did not make."""
-    path = folder / DESCRIPTION
-    if not path.exists():
-        return
-    try:
-        makers = json.loads(path.read_text(encoding="utf-8"))["GeneratedBy"]
-        ours = any(item["Name"] == GENERATOR for item in makers)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        ours = False
-    if not ours:
-        raise OutputError(
-            f"{folder} holds another dataset ({DESCRIPTION}). Name a separate folder, such as "
-            f"{folder / 'derivatives' / 'medsegai'}."
-        )
-
-
-def write_description(folder: Path, source: str, link: str | None, models: Sequence[str]) -> None:
-    """Write the description of a derivative dataset: its name, origin and columns, and files without BIDS names.
+def check_description(folder: Path, source: Path | None = None) -> None:
+    """Raise OutputError if the folder holds a dataset that MedSegAI did not make, or results of another one.
 
     Args:
         folder: the folder of the derivative.
-        source: the name of the dataset of the scans.
-        link: the path of that dataset, relative to `folder`; None if the scans are not a BIDS dataset.
+        source: the dataset of the scans, if they are in one.
+    """
+    path = folder / DESCRIPTION
+    if not path.exists():
+        return
+    before = _read(path)
+    separate = f"Name a separate folder, such as {folder / 'derivatives' / 'medsegai'}."
+    if not any(item.get("Name") == GENERATOR for item in _generators(before)):
+        raise OutputError(f"{folder} holds another dataset ({DESCRIPTION}). {separate}")
+    link = _links(before).get(SOURCE_LINK)
+    linked = folder / link if isinstance(link, str) and ":" not in link else None
+    if source is None or linked is None or not linked.is_dir() or linked.samefile(source):
+        return
+    if any(folder.glob("sub-*")):
+        raise OutputError(
+            f"{folder} holds results of another dataset ({linked.resolve()}), which its files link to. Name a "
+            "separate folder."
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the description of a dataset; empty without one that can be understood."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _generators(description: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = description.get("GeneratedBy")
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _links(description: Mapping[str, Any]) -> dict[str, Any]:
+    found = description.get("DatasetLinks")
+    return found if isinstance(found, dict) else {}
+
+
+def write_description(
+    folder: Path, source: Path | None, models: Sequence[str], kept: bool = False
+) -> None:
+    """Write the description of a derivative dataset: its name, origin and columns, and files without BIDS names.
+
+    What people added to an earlier description, to README.md and to .bidsignore stays.
+
+    Args:
+        folder: the folder of the derivative.
+        source: the dataset of the scans; None if they are not in one.
         models: the models with their versions.
+        kept: whether results of an earlier batch are kept, which another version may have made.
 
     Raises:
         OutputError: a file cannot be written.
     """
-    description = _description(source, models)
-    if link is not None:
-        description["DatasetLinks"] = {SOURCE_LINK: link}
-    write_json(folder / DESCRIPTION, description)
-    write_json(folder / "desc-medsegai_volumes.json", explained(VOLUMES_COLUMNS))
-    for name, text in ((IGNORED, "\n".join(IGNORED_FILES) + "\n"), ("README.md", README)):
-        with atomic_path(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
-
-
-def _description(source: str, models: Sequence[str]) -> dict[str, object]:
-    generator = {
+    before = _read(folder / DESCRIPTION)
+    made = {
         "Name": GENERATOR,
         "Version": __version__,
         "Description": f"Segmented with {', '.join(models)}. {NOT_FOR_DIAGNOSIS}",
     }
-    return {
-        "Name": f"Segmentations of {source}",
+    others = [
+        item
+        for item in _generators(before)
+        if item != made and (kept or item.get("Name") != GENERATOR)
+    ]
+    description = {
+        "Name": f"Segmentations of {'scans' if source is None else source.name}",
+        **before,
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [generator],
+        "GeneratedBy": [made, *others],
     }
+    if source is not None:
+        description["DatasetLinks"] = _links(before) | {SOURCE_LINK: _relative(source, folder)}
+    write_json(folder / DESCRIPTION, description)
+    write_json(folder / "desc-medsegai_volumes.json", explained(VOLUMES_COLUMNS))
+    _complete(folder / IGNORED, IGNORED_FILES)
+    if not (folder / "README.md").is_file():
+        with atomic_path(folder / "README.md") as partial:
+            partial.write_text(README, encoding="utf-8")
+
+
+def _relative(source: Path, folder: Path) -> str:
+    try:
+        return os.path.relpath(source, folder.resolve()).replace(os.sep, "/")
+    except ValueError:  # on another drive of Windows
+        return source.as_uri()
+
+
+def _complete(path: Path, lines: Sequence[str]) -> None:
+    """Add the lines that a file lacks."""
+    there = path.read_bytes().splitlines() if path.is_file() else []
+    wanted = [line.encode() for line in lines]
+    with atomic_path(path) as partial:
+        partial.write_bytes(b"".join(line + b"\n" for line in dict.fromkeys([*there, *wanted])))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +45,13 @@ class Case:
     inputs: tuple[Path, ...]
     series: tuple[str, ...] = ()
 
+    def source(self) -> str:
+        """Return a hash of the names of the files and series, which says whether a result is of these without
+        naming a patient. Folders do not matter, because datasets are moved.
+        """
+        names = [*(os.fsencode(path.name) for path in self.inputs), *map(os.fsencode, self.series)]
+        return hashlib.sha256(b"\0".join(names)).hexdigest()
+
     def images(self) -> tuple[Path | Volume, ...]:
         """Return the inputs for the engine: paths, or volumes if a series was named.
 
@@ -49,10 +59,10 @@ class Case:
             MedSegAIError: a series cannot be read, or an input is a link whose file does not exist.
         """
         for path in self.inputs:
-            if _is_dangling(path):
+            if is_dangling(path) or _is_pointer(path):
                 raise InputError(
-                    f"{path} is a link to a file that does not exist. If git-annex or DataLad manages this "
-                    "dataset, get the file first (datalad get), and run again with --resume."
+                    f"{path} stands for a file that is not here. Get the file first (datalad get, or git lfs "
+                    "pull), and run again with --resume."
                 )
         series = (*self.series, *[""] * len(self.inputs))
         return tuple(
@@ -192,9 +202,22 @@ def _image_name(path: Path, endings: Sequence[str] = ENDINGS) -> str | None:
     return next((path.name[: -len(end)] for end in endings if name.endswith(end)), None)
 
 
-def _is_dangling(path: Path) -> bool:
+def is_dangling(path: Path) -> bool:
     """Whether a path is a link whose file does not exist."""
     return path.is_symlink() and not path.exists()
+
+
+POINTERS = (b"/annex/objects/", b"version https://git-lfs.")
+"""How files begin that stand for the content of others: of an unlocked git-annex, and of Git LFS."""
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a file only names its content, which is elsewhere."""
+    if not path.is_file():
+        return False
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(max(map(len, POINTERS))).startswith(POINTERS)
+    return False
 
 
 def _of_channels(name: str, images: Mapping[tuple[str, int], Path], channels: int) -> Case:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -25,20 +24,34 @@ BIDS_ORDER = (
     *(
         "sub",
         "ses",
+        "sample",
+        "task",
+        "tracksys",
         "acq",
+        "nuc",
+        "voi",
         "ce",
         "trc",
+        "stain",
         "rec",
         "dir",
         "run",
+    ),
+    *(
         "mod",
         "echo",
         "flip",
         "inv",
         "mt",
         "part",
+        "proc",
+        "hemi",
+        "space",
+        "split",
+        "recording",
+        "chunk",
     ),
-    *("proc", "space", "res", "den", "label", "desc"),
+    *("atlas", "seg", "scale", "res", "den", "label", "desc"),
 )
 """The order of entities in file names."""
 
@@ -122,8 +135,15 @@ class BatchFiles:
                         "one, or choose another --format or --layout."
                     )
 
-    def begin(self) -> None:
-        """Write the files of the whole batch. Raises OutputError."""
+    def begin(self, kept: bool = False) -> None:
+        """Write the files of the whole batch.
+
+        Args:
+            kept: whether results of an earlier batch are kept.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
 
     def folders(self, cases: Iterable[str]) -> list[Path]:
         """Return the folders that hold the files of these cases, each once."""
@@ -182,7 +202,7 @@ class BidsFiles(BatchFiles):
         return self.folder / "cohort.tsv"
 
     def check(self, cases: Iterable[str]) -> None:
-        bids_files.check_description(self.folder)
+        bids_files.check_description(self.folder, self.source)
         names = {case: self.report(case) for case in cases}
         several = [path for path, count in Counter(names.values()).items() if count > 1]
         if several:
@@ -193,16 +213,9 @@ class BidsFiles(BatchFiles):
             )
         super().check(names)
 
-    def begin(self) -> None:
-        if self.source is None:
-            bids_files.write_description(self.folder, "scans", None, self.models)
-            return
-        source = self.source.resolve()
-        try:
-            link = os.path.relpath(source, self.folder.resolve()).replace(os.sep, "/")
-        except ValueError:  # on another drive of Windows
-            link = source.as_uri()
-        bids_files.write_description(self.folder, source.name, link, self.models)
+    def begin(self, kept: bool = False) -> None:
+        source = None if self.source is None else self.source.resolve()
+        bids_files.write_description(self.folder, source, self.models, kept)
 
 
 @dataclass(frozen=True)
