@@ -29,6 +29,13 @@ PATTERNS = {
     r"\b(?:lie|lies) apart\b": '"separate"',
     r"\bkept apart\b": '"separate"',
     r"\bby itself alone\b": '"alone"',
+    r"\banew\b": '"again"',
+    r"\b(?:is|are|was|were|be|been) begun\b": '"started"',
+    r"\b(?:is|are|was|were|be|been) parted\b": '"divided" or "separated"',
+    r"\b(?:is|are|was|were) none of (?!them\b|these\b|those\b|which\b)": '"is not one of"',
+    r"\b(?:is|are) not ones?[.:]": "what it is not",
+    r"\bdecided right\b": '"classified correctly"',
+    r"\b(?:left|right) less (?:left|right)\b": '"minus"',
 }
 """What readers stumble over, and what to write instead."""
 

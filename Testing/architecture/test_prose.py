@@ -22,6 +22,12 @@ WRONG = [
     "Voxels where the model is in doubt.",
     "Checkpoints from a stranger.",
     "It has 1 voxels.",
+    "Start anew in another folder.",
+    "The training was begun with other cases.",
+    "These patients cannot be parted into folds.",
+    "Label 9 is none of the labels.",
+    "The checksum is not one.",
+    "The volume left less right is large.",
 ]
 RIGHT = [
     "There is no folder.",
@@ -33,6 +39,8 @@ RIGHT = [
     "Left and right are told apart.",
     "It has 1 voxel and 21 images.",
     "A T1 image of NIfTI-1 files.",
+    "It is not one of the labels.",
+    "Left minus right.",
 ]
 
 

@@ -46,7 +46,7 @@ DEVIATIONS = 3.0
 
 KINDS = {
     "volume": "ml is plausible",
-    "asymmetry": "left less right",
+    "asymmetry": "left minus right",
     "missing": "not found",
     "border": "touches the",
     "parts": "parts, of which",

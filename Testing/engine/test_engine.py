@@ -237,7 +237,7 @@ def test_a_network_that_does_not_answer_with_numbers_is_an_error(
         member["sha256"] = file_sha256(path)
     (Path(tiny) / "card.json").write_text(json.dumps(card))
     request = SegmentationRequest((scan("oblique"),), (tiny,), backend=backend, precision="fp32")
-    with pytest.raises(ModelError, match="answered with values that are not numbers"):
+    with pytest.raises(ModelError, match="predicted values that are not numbers"):
         engine.segment(request)
 
 

@@ -82,7 +82,7 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (in_dataset(labels={"0": "background", "1": "liver"}), "nnU-Net v1"),
     (in_dataset(channel_names=None), "channel_names"),
     (in_dataset(channel_names={"0": "T1", "1": "T2"}), "names 2"),
-    (in_dataset(channel_names={}), "names no channels"),
+    (in_dataset(channel_names={}), "does not name any channel"),
     (in_dataset(channel_names=["MRI"]), "channel_names"),
     (labels(a=1), "background"),
     (labels(background=1, a=0), "background"),

@@ -144,7 +144,10 @@ def test_classify_judges_pictures_that_were_not_seen(
     assert figures["classes"] == ["healthy", "tumor"]
     assert figures["accuracy"]["value"] == 1.0
     assert figures["confusion"] == [[3, 0], [0, 3]]
-    assert "every picture was decided right" in (tmp_path / "judged" / "report.html").read_text()
+    assert (
+        "every picture was classified correctly"
+        in (tmp_path / "judged" / "report.html").read_text()
+    )
     assert "Accuracy" in capsys.readouterr().out
     assert main([*arguments, "--device", "cpu"]) == 5
     assert "exists already" in capsys.readouterr().err

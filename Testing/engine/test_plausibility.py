@@ -80,7 +80,7 @@ def test_sides_that_differ_are_said_of_both() -> None:
     voxels[5:15, 15:22, 25] = 0  # 350 voxels on the right: (400 - 350) / 375
     assert said_of(voxels) == {}
     voxels[5:15, 5:15, 8] = 1  # 500 on the left: (500 - 350) / 425
-    words = "left less right volume is +35 % of the mean of both, where -20 to +20 % is plausible"
+    words = "left minus right volume is +35 % of the mean of both, where -20 to +20 % is plausible"
     assert said_of(voxels) == {1: words, 2: words}
     assert said_of(voxels, None) == {}
 
@@ -162,7 +162,7 @@ def test_parts_that_lie_apart_are_said() -> None:
         voxels[18:22, 5:10, 10:20] = 1  # 200 voxels more, 4 slices away
 
     voxels = changed(doubled)
-    assert said_of(voxels)[1].startswith("left less right volume is +35 % of the mean of both")
+    assert said_of(voxels)[1].startswith("left minus right volume is +35 % of the mean of both")
     assert said_of(voxels)[1].endswith(
         "in 2 parts, of which the largest holds 67 %; at least 90 % is plausible"
     )

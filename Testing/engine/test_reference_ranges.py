@@ -67,11 +67,11 @@ def test_nothing_is_remarked_on_what_a_person_drew(manual: Volume) -> None:
     ("mistake", "words"),
     [
         ("delete", "not found"),
-        ("halve", "left less right"),
+        ("halve", "left minus right"),
         ("split", "in 2 parts"),
         ("double", "in 2 parts"),
         ("shift", "border"),
-        ("thicken", "left less right"),
+        ("thicken", "left minus right"),
     ],
 )
 @pytest.mark.parametrize("value", [HIPPOCAMPUS, 51])

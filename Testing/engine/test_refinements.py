@@ -256,7 +256,7 @@ def test_a_label_that_is_not_there_is_no_error() -> None:
 
 def test_a_label_that_nobody_knows_is_an_error() -> None:
     draft = draft_of(noisy(), labels=(Label(1, "One", (9, 9, 9)), Label(2, "Two", (9, 9, 9))))
-    with pytest.raises(RequestError, match="'islands' names label 9, which is none of 1, 2"):
+    with pytest.raises(RequestError, match="'islands' names label 9, which is not one of 1, 2"):
         apply_refinement(draft, Refinement("islands", {"labels": [1, 9]}))
 
 

@@ -264,7 +264,7 @@ def test_a_training_is_resumed_with_the_pictures_that_it_began_with(tmp_path: Pa
     train_patches(tiny(root, epochs=0), RunOptions(tmp_path / "run", device="cpu"), Progress())
     (root / "disc" / "2.png").unlink()
     options = RunOptions(tmp_path / "run", resume=True, device="cpu")
-    with pytest.raises(RequestError, match="begun with other cases or groups"):
+    with pytest.raises(RequestError, match="started with other cases or groups"):
         train_patches(tiny(root, epochs=0), options, Progress())
 
 

@@ -378,7 +378,7 @@ def with_data(config: TrainingConfig, **changes: object) -> TrainingConfig:
         ({"maps": "", "labels": "*.nii.gz", "images": "head0*"}, "1 image but 3 label maps"),
         ({"maps": "/tmp/*.nii.gz"}, r"data\.maps must be a pattern"),
         ({"maps": "**.nii.gz"}, r"data\.maps must be a pattern|No file matches"),
-        ({"remap": {LEFT: 7}}, r"data\.remap leads to 7, which the card lacks"),
+        ({"remap": {LEFT: 7}}, r"data\.remap leads to 7, which the card does not have"),
         ({"mirrored": ((LEFT, 77),)}, r"the card has only 2, so mirrored volumes"),
     ],
 )

@@ -371,7 +371,7 @@ def test_a_training_is_resumed_with_the_cases_that_it_began_with(trained: Path) 
     for path in (hidden, mask):
         path.unlink()
     try:
-        with pytest.raises(RequestError, match="begun with other cases or groups"):
+        with pytest.raises(RequestError, match="started with other cases or groups"):
             train(load_config(toml), options, Progress())
     finally:
         hidden.write_bytes(kept[0])

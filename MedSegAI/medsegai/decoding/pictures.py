@@ -15,7 +15,7 @@ TURNED = 0x0112
 
 
 def header(path: str) -> dict[str, Any]:
-    """Return the properties of a picture, or in `refused` why it is not one.
+    """Return the properties of a picture, or in `refused` why it cannot be read.
 
     These are the size (columns, rows), Pillow's mode and format, the numbers of bands and pages, how the pixels
     are stored, whether there is transparency, and whether the picture is rotated when it is decoded.

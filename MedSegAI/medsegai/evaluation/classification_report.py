@@ -189,7 +189,7 @@ def _draw_calibration(axes: Any, content: ReportContent) -> None:
     there = [n for n, count in enumerate(found.counts) if count]
     axes.plot([found.confidence[n] for n in there], [found.accuracy[n] for n in there], marker="o")
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set(xlabel="confidence", ylabel="share that is correct", xlim=(0, 1), ylim=(0, 1.02))
     axes.set_title(f"Calibration error {found.error:.3f}", fontsize=9)
     axes.grid(alpha=0.3)
 
@@ -203,7 +203,7 @@ def _mistakes(content: ReportContent) -> list[str]:
     if not len(worst):
         return [
             "<h2>Worst mistakes</h2>",
-            "<p>There are none: every picture was decided right.</p>",
+            "<p>There are none, because every picture was classified correctly.</p>",
         ]
     figures = [_mistake(content, int(number), float(losses[number])) for number in worst]
     heading = f"<h2>Worst mistakes ({len(worst)} of {len(wrong)})</h2>"
@@ -215,8 +215,8 @@ def _mistake(content: ReportContent, number: int, loss: float) -> str:
     decided, truth = int(judged.decided[number]), int(judged.truth[number])
     sure = judged.probabilities[number, decided]
     words = (
-        f"{judged.names[number]}: {judged.classes[truth]}, decided {judged.classes[decided]} with {sure:.2f} "
-        f"(loss {loss:.2f})"
+        f"{judged.names[number]}: {judged.classes[truth]}, classified as {judged.classes[decided]} with "
+        f"{sure:.2f} (loss {loss:.2f})"
     )
     images = ""
     if content.show is not None:

@@ -175,7 +175,9 @@ def read_parts(models: Sequence[str], folds: Sequence[str]) -> list[Part]:
     for number, name in enumerate(models):
         found = _by_part(name, folds)
         if not found:
-            raise RequestError(f"{name} was trained on all cases: there is none it has not seen.")
+            raise RequestError(
+                f"{name} was trained on all cases, so no case is left to evaluate it on."
+            )
         parts += sorted(
             (Part(number, part, members) for part, members in found.items()), key=_order
         )

@@ -180,7 +180,8 @@ def stratified_folds(
     names = sorted(set(groups))
     if len(names) < count:
         raise InputError(
-            f"{counted(len(names), 'patient or slide', 'patients or slides')} cannot be parted into {count} folds."
+            f"{counted(len(names), 'patient or slide', 'patients or slides')} cannot be divided "
+            f"into {count} folds."
         )
     classes = max(labels) + 1
     brings = np.zeros((len(names), classes))

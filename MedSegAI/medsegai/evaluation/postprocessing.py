@@ -19,7 +19,7 @@ Groups = tuple[tuple[int, ...], ...]
 """Groups of label values, each of which is reduced to its largest component, one group after the other."""
 
 Pairs = Callable[[], Iterable[tuple[str, Volume, Volume]]]
-"""A function that iterates over the name, the prediction and the reference of all cases, anew at each call."""
+"""Iterates over the name, the prediction and the reference of all cases, from the start at each call."""
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,8 @@ def _imported_card(found: Imported, path: Path, sha256: str) -> ModelCard:
         ),
         spacing_mm=(1.0, 1.0, 1.0),
         description="Imported from segmentation_models_pytorch. How images were scaled in training, what the "
-        "classes are and how answers become labels is not in the weights: check settings and labels in card.json.",
+        "classes are and how predictions become labels is not in the weights: check "
+        "settings and labels in card.json.",
         intended_use="Research only. Not for diagnostic use.",
         settings=settings,
         dimensions=2,

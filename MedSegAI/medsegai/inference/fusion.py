@@ -117,7 +117,7 @@ class Accumulator:
             self._members.append(MemberLabels(classes, grid))
 
     def add(self, block: Block) -> None:
-        """Add a block of the member that was begun last."""
+        """Add a block of the member that was started last."""
         try:
             self._add(block)
         except torch.OutOfMemoryError:

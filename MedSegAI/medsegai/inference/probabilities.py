@@ -53,7 +53,7 @@ class Block:
         # The largest value is NaN if any value is, and one reduction needs no memory.
         if self.values.numel() and not math.isfinite(float(self.values.amax())):
             raise ModelError(
-                "A network of the model answered with values that are not numbers. Its weights are damaged, or "
+                "A network of the model predicted values that are not numbers. Its weights are damaged, or "
                 "too large for half precision: import the model again, or use --precision fp32."
             )
 

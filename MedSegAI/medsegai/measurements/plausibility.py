@@ -209,7 +209,7 @@ def _judge_asymmetry(
         percent = 200 * (whole[left] - whole[right]) / (whole[left] + whole[right])
         if not low <= percent <= high:
             words = (
-                f"left less right volume is {percent:+.0f} % of the mean of both, where {low:+.0f} to "
+                f"left minus right volume is {percent:+.0f} % of the mean of both, where {low:+.0f} to "
                 f"{high:+.0f} % is {PLAUSIBLE}"
             )
             said[left].append(words)

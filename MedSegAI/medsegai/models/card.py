@@ -183,7 +183,7 @@ class ModelCard:
             unknown = {value for feeds in member.classes for value in feeds} - known
             if unknown:
                 raise ModelError(
-                    f"Member {member.name!r} of model {self.id!r} feeds unknown labels {sorted(unknown)}."
+                    f"Member {member.name!r} of model {self.id!r} contributes to unknown labels {sorted(unknown)}."
                 )
         if not any(member.weight for member in self.members):
             raise ModelError(f"No member of model {self.id!r} has a weight above 0.")
@@ -280,7 +280,9 @@ class ModelCard:
 
     def weights_path(self, member: MemberCard) -> Path:
         if member.weights is None:
-            raise ModelError(f"Member {member.name!r} of model {self.id!r} names no weights file.")
+            raise ModelError(
+                f"Member {member.name!r} of model {self.id!r} does not name a weights file."
+            )
         return self.folder / member.weights
 
     def verify(self) -> None:
@@ -301,7 +303,7 @@ class ModelCard:
             return
         if member.sha256 is None:
             raise ModelError(
-                f"The card of model {self.id!r} gives no SHA-256 for {path.name}: import it again."
+                f"The card of model {self.id!r} does not give a SHA-256 for {path.name}: import it again."
             )
         if _readable_sha256(path) != member.sha256:
             raise ModelError(

@@ -300,7 +300,7 @@ def _check_staged(staged: Path) -> None:
 
 
 def _rewrite_picture(staged: Path) -> None:
-    """Replace the picture of a model by its pixels, written anew: Slicer shows it in its own process, by Qt.
+    """Replace the picture of a model by its pixels, written again: Slicer shows it in its own process, by Qt.
 
     Raises:
         ModelError: it cannot be read, or is larger than a picture of a model has to be.
@@ -311,7 +311,7 @@ def _rewrite_picture(staged: Path) -> None:
     try:
         pixels = read_pixels(path).pixels
     except InputError as error:
-        raise ModelError(f"The picture of the model is not one: {error}") from error
+        raise ModelError(f"The picture of the model cannot be read: {error}") from error
     if pixels.dtype != np.uint8 or max(pixels.shape) > MOST_PIXELS:
         raise ModelError(
             f"The picture of the model, {PICTURE_NAME}, has {pixels.shape[1]} x {pixels.shape[0]} pixels of type "

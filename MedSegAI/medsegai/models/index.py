@@ -41,7 +41,7 @@ class ListedModel:
         if not NAME.fullmatch(self.id):
             raise ModelError(f"a model cannot be called {self.id[:80]!r}.")
         if not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
-            raise ModelError(f"the sha256 of {self.id} is not one.")
+            raise ModelError(f"the sha256 of {self.id} is not a SHA-256.")
         if self.bytes <= 0:
             raise ModelError(f"the bytes of {self.id} must be a number above 0.")
         if not self.url.startswith("https://"):

@@ -89,7 +89,7 @@ def channels_of(dataset: Mapping[str, Any], source: Path) -> tuple[Channel, ...]
     )
     named = value_of(dataset, key, dict, source)
     if not named:
-        raise ModelError(f"{source}: {key} names no channels.")
+        raise ModelError(f"{source}: {key} does not name any channel.")
     # nnU-Net counts channels and does not look at their numbers: "0000" and numbers from 1 are about.
     numbers = sorted(named, key=lambda number: int(number) if number.isdecimal() else 0)
     names = [str(named[number]) for number in numbers]
@@ -135,7 +135,9 @@ def classes_of(dataset: Mapping[str, Any], source: Path) -> Classes:
     """
     named = value_of(dataset, "labels", dict, source)
     if named.get("0") == "background":
-        raise ModelError(f"{source} is of nnU-Net v1. Only v2 is read: train again with it.")
+        raise ModelError(
+            f"{source} was made by nnU-Net v1, which is not supported. Train the model again with nnU-Net v2."
+        )
     values = {str(name): _values(name, entry, source) for name, entry in named.items()}
     if values.get("background") != (0,):
         raise ModelError(f"{source}: labels must have the background as 0.")

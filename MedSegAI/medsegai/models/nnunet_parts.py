@@ -116,7 +116,7 @@ NORMALISERS = Parts(
 )
 
 _PART = "it is a part of other networks"
-_CLASSIFIER = "it gives one answer for an image, and not one for each voxel"
+_CLASSIFIER = "it classifies whole images instead of voxels"
 _TRANSFORMER = "it is a transformer, whose layers MedSegAI does not have"
 
 NETWORK_PACKAGE = "dynamic_network_architectures"

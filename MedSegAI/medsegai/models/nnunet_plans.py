@@ -329,7 +329,9 @@ def _read_results(folder: Path, fold: str | None = None) -> Results:
 
 def _check_plans(plans: Mapping[str, Any], source: Path) -> None:
     if "plans_per_stage" in plans:
-        raise ModelError(f"{source} is of nnU-Net v1. Only v2 is read: train again with it.")
+        raise ModelError(
+            f"{source} was made by nnU-Net v1, which is not supported. Train the model again with nnU-Net v2."
+        )
     for key, kind in (
         ("dataset_name", str),
         ("image_reader_writer", str),
@@ -360,7 +362,9 @@ def _configuration(plans: Mapping[str, Any], name: str, source: Path) -> dict[st
     following: str | None = name
     while following is not None:
         if following in visited:
-            raise ModelError(f"{source}: configurations inherit in a ring: {', '.join(visited)}.")
+            raise ModelError(
+                f"{source}: configurations inherit from each other in a circle: {', '.join(visited)}."
+            )
         if following not in configurations:
             known = ", ".join(configurations)
             raise ModelError(
@@ -393,7 +397,7 @@ def _checkpoints(folder: Path, fold: str | None) -> dict[str, Path]:
         if not there:
             raise ModelError(
                 f"{folders[name]} has neither {' nor '.join(CHECKPOINTS)}: its training did not end. Finish it, "
-                f"or take that folder away to use the other folds."
+                f"or remove that folder to use the other folds."
             )
         found[name] = there[0]
     return found

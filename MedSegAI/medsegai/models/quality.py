@@ -37,7 +37,7 @@ GOOD, CHECK, POOR = "good", "check", "poor"
 
 LEGEND = (
     f"{POOR} where a low agreement with an expert is expected, {CHECK} where there is another remark, {GOOD} "
-    "where neither is so."
+    "otherwise."
 )
 """What the words mean, where a table of them stands by itself."""
 
@@ -144,7 +144,7 @@ class Reference:
     Attributes:
         source: whose structures were measured, how many, and what the ranges mean; in words for a clinician.
         volumes_ml: least and largest volume, by label value.
-        asymmetry_percent: least and largest of left less right volume in per cent of the mean of both, by the
+        asymmetry_percent: least and largest of left minus right volume in per cent of the mean of both, by the
             value of the left structure.
         largest_part: least share of a structure's volume in its largest connected part, by label value.
     """

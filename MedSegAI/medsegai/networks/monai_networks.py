@@ -243,9 +243,9 @@ class Description:
             ) from None
         if shape != (1, self.classes, *sizes):
             raise ModelError(
-                f"This {self.name} answers to its window of {window} and {self.in_channels} channels with "
-                f"{' x '.join(map(str, shape[2:]))} and {shape[1]} channels, not with {self.classes} of the "
-                "same size."
+                f"This {self.name} makes {shape[1]} channels of {' x '.join(map(str, shape[2:]))} from its "
+                f"window of {window} with {self.in_channels} channels, but {self.classes} channels of the same "
+                "size are needed."
             )
 
     def _built(self) -> nn.Module:

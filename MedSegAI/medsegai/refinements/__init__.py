@@ -274,7 +274,7 @@ def _require_labels(name: str, named: Sequence[Any], labels: Sequence[Label]) ->
         for value in item if isinstance(item, tuple) else (item,):
             if value not in known:
                 raise RequestError(
-                    f"Refinement {name!r} names label {value}, which is none of "
+                    f"Refinement {name!r} names label {value}, which is not one of "
                     f"{', '.join(str(number) for number in sorted(known)[:NAMED_LABELS])}"
                     f"{', …' if len(known) > NAMED_LABELS else ''}."
                 )

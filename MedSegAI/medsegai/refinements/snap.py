@@ -44,7 +44,7 @@ class Options:
     )
     doubt: float = setting(
         0.05,
-        "how probable the runner-up must be, where the model's answer is known",
+        "how probable the runner-up must be, where the model's probabilities are known",
         (0.01, 0.5),
         title="Doubt needed",
     )

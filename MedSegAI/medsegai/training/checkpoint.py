@@ -31,7 +31,7 @@ def best_weights_name(view: str) -> str:
 
 
 def refuse_earlier_run(folder: Path) -> None:
-    """Check that no training was begun in the folder, because its log and its best weights would be lost.
+    """Check that no training was started in the folder, because its log and its best weights would be lost.
 
     Raises:
         RequestError: the folder holds a training.
@@ -47,7 +47,7 @@ def refuse_earlier_run(folder: Path) -> None:
 
 
 def remove_beginning(folder: Path) -> None:
-    """Remove the checkpoint and the log of a run that learned nothing, so that it can be begun again."""
+    """Remove the checkpoint and the log of a run that learned nothing, so that it can be started again."""
     for name in (CHECKPOINT, LOG):
         (folder / name).unlink(missing_ok=True)
 
@@ -93,7 +93,7 @@ def load_checkpoint(folder: Path, fingerprint: str, device: torch.device) -> dic
     if found != fingerprint:
         raise RequestError(
             f"{path} was made with another configuration. Resume with the training file it began with, "
-            "or start anew in another folder."
+            "or start again in another folder."
         )
     return state
 
@@ -117,12 +117,12 @@ def _loaded(path: Path, device: torch.device) -> tuple[dict[str, Any], str]:
         return state, state["fingerprint"]
     except (*PARSER_ERRORS, pickle.UnpicklingError) as error:
         raise RequestError(
-            f"{path} is damaged, or is not a checkpoint of this training. Start anew in another folder."
+            f"{path} is damaged, or is not a checkpoint of this training. Start again in another folder."
         ) from error
 
 
 def case_hash(cases: Iterable[Sequence[object]]) -> str:
-    """A hash of what a training learns from: of each case its name, and what it must not be parted from."""
+    """A hash of what a training learns from: of each case its name, and what must stay in one fold with it."""
     return hashlib.sha256(json.dumps(sorted(map(list, cases)), default=str).encode()).hexdigest()[
         :16
     ]
@@ -136,8 +136,8 @@ def check_same_cases(state: Mapping[str, Any], cases: str, folder: Path) -> None
     """
     if state.get("cases", cases) != cases:
         raise RequestError(
-            f"{folder} was begun with other cases or groups, so its folds are others. Put back what was changed, "
-            "or start anew in another folder."
+            f"{folder} was started with other cases or groups, so its folds differ. Undo what was changed, "
+            "or start again in another folder."
         )
 
 
@@ -159,7 +159,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise RequestError(
-            f"{path} is missing or damaged, and the training needs it. Start anew in another folder."
+            f"{path} is missing or damaged, and the training needs it. Start again in another folder."
         ) from error
 
 

@@ -243,7 +243,7 @@ def matching_files(root: Path, pattern: str, key: str) -> list[Path]:
         key: of the pattern in the training file, for messages.
 
     Raises:
-        RequestError: no file matches, or the pattern is not one.
+        RequestError: no file matches, or the pattern cannot be used.
     """
     found = _matching(root, pattern, key)
     if not found:

@@ -219,7 +219,7 @@ def _check_labels(config: TrainingConfig, card: ModelCard) -> None:
     foreign = sorted(set(data.remap.values()) - known)
     if foreign:
         raise RequestError(
-            f"Training file: data.remap leads to {foreign[0]}, which the card lacks."
+            f"Training file: data.remap leads to {foreign[0]}, which the card does not have."
         )
     for pair in data.mirrored:
         there = [data.remap.get(value, value) in known for value in pair]

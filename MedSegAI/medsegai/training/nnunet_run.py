@@ -228,7 +228,7 @@ class Run:
                 f"{state} does not exist, so there is no training to resume. Start without --resume."
             ) from None
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise RequestError(f"{state} is damaged: {error!r}. Start anew elsewhere.") from error
+            raise RequestError(f"{state} is damaged: {error!r}. Start again elsewhere.") from error
         different = [name for name in settings if begun.get(name) != settings[name]]
         if different == ["epochs"] and int(begun["epochs"]) < settings["epochs"]:
             self._reopen()
@@ -236,7 +236,7 @@ class Run:
             raise RequestError(
                 f"{self.output} was started with other settings: "
                 f"{', '.join(f'{name} {begun.get(name)}' for name in different)}. Resume with "
-                "those, or start anew in another folder."
+                "those, or start again in another folder."
             )
 
     def _reopen(self) -> None:

@@ -262,7 +262,7 @@ def training_process(device: str) -> TrainingProcess:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(
-            "This PyTorch sees no CUDA device. Train with --device cpu, or install PyTorch for CUDA."
+            "This PyTorch does not find a CUDA device. Train with --device cpu, or install PyTorch for CUDA."
         )
     chosen = torch.device(f"cuda:{local}" if device == "cuda" and ranks > 1 else device)
     if ranks > 1 and not distributed.is_initialized():

@@ -40,7 +40,7 @@ CONFIGS, METADATA, INFERENCE, MODELS = "configs", "metadata.json", "inference", 
 LONGEST_TEXT = 2000
 """The largest number of letters in a description."""
 
-AREAS = "The configuration resizes answers by averages of areas; here they are interpolated."
+AREAS = "The configuration resizes predictions by averages of areas; here they are interpolated."
 
 MODALITIES = {"MRI": "MR", "PET": "PT", "ULTRASOUND": "US"}
 

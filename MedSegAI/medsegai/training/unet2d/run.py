@@ -107,7 +107,7 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
 
 
 def check_buildable(config: Training2DConfig, number: int, device: torch.device) -> None:
-    """Make a network and a card as the training will, so that nothing is begun that could not be ended.
+    """Make a network and a card as the training will, so that no training starts that could not be finished.
 
     Raises:
         RequestError, ModelError: the training file describes a network, weights or a model that cannot be made.
