@@ -11,14 +11,17 @@ import argparse
 import hashlib
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PATHS = (HERE, HERE.parent / "engine", HERE.parents[1] / "MedSegAI")
+sys.path[:0] = map(str, (HERE, HERE.parent / "engine", HERE.parents[1] / "MedSegAI"))
+import warm  # noqa: E402
+
 AT_ONCE = 400
 """Files that one child reads."""
 
@@ -27,61 +30,53 @@ PATIENCE = 600.0
 may take minutes."""
 
 
-def child(target: str, number: int, count: int, *files: Path) -> tuple[int, str, bytes]:
-    """How many files were read, what was found ("" if nothing), and the file that did it."""
+def child(
+    target: str, number: int, count: int, *files: Path, main: Callable[..., int] | None = None
+) -> tuple[int, str, bytes]:
+    """Read files in a child, with `fuzz_child.main` or another.
+
+    Returns:
+        How many files were read, what was found ("" if nothing), and the file that did it.
+    """
+    import fuzz_child
+
     with tempfile.TemporaryDirectory(prefix="medsegai-fuzz-") as name:
-        folder = Path(name) / "work"
+        folder, output = Path(name) / "work", Path(name) / "output.txt"
         folder.mkdir()
-        command = [
-            sys.executable,
-            str(HERE / "fuzz_child.py"),
-            target,
-            str(folder),
-            str(number),
-            str(count),
-        ]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
             "TMPDIR": name,
             "HYPOTHESIS_STORAGE_DIRECTORY": name,
             "MEDSEGAI_MODELS": f"{name}/models",
-            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         }
-        done = _run([*command, *map(str, files)], environment, folder)
-        if done is None:
+        asked = (target, str(folder), str(number), str(count), *map(str, files))
+        process = warm.start(
+            main or fuzz_child.main, *asked, output=output, environment=environment
+        )
+        if not _ended(process, folder):
             return 0, f"did not come to its next file in {PATIENCE:.0f} s", _current(folder)
-        said = done.stdout.strip().rpartition("\n")[2]
-        if done.returncode == 0:
+        printed = output.read_text(errors="replace") if output.exists() else ""
+        said = printed.strip().rpartition("\n")[2]
+        if process.exitcode == 0:
             return int(said), "", b""
-        if done.returncode < 0:
-            said = f"ended by signal {-done.returncode}"
-        return 0, f"{said}\n{done.stderr[-3000:]}", _current(folder)
+        if process.exitcode is not None and process.exitcode < 0:
+            said = f"ended by signal {-process.exitcode}"
+        return 0, f"{said}\n{printed[-3000:]}", _current(folder)
 
 
-def _run(
-    command: list[str], environment: dict[str, str], folder: Path
-) -> subprocess.CompletedProcess[str] | None:
-    """The process and what it said, once it ended; None if it stayed at one file for too long."""
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    ) as process:
-        while True:
-            try:
-                said = process.communicate(timeout=PATIENCE / 60)
-                return subprocess.CompletedProcess(command, process.returncode, *said)
-            except subprocess.TimeoutExpired:
-                file = folder / "current"
-                at_work = file.exists()  # else it is loading libraries
-                since = (file if at_work else folder).stat().st_mtime
-                if time.time() - since > (PATIENCE if at_work else 10 * PATIENCE):
-                    process.kill()
-                    return None
+def _ended(process: BaseProcess, folder: Path) -> bool:
+    """Wait for a child, and end it if it stays at one file for too long."""
+    while True:
+        process.join(PATIENCE / 60)
+        if process.exitcode is not None:
+            return True
+        file = folder / "current"
+        at_work = file.exists()  # else it is loading libraries
+        since = (file if at_work else folder).stat().st_mtime
+        if time.time() - since > (PATIENCE if at_work else 10 * PATIENCE):
+            process.kill()
+            process.join()
+            return False
 
 
 def _current(folder: Path) -> bytes:
@@ -99,7 +94,6 @@ def keep(target: str, content: bytes, said: str) -> Path:
 
 
 def main() -> int:
-    sys.path[:0] = map(str, PATHS)
     from fuzz_targets import TARGETS
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,24 +40,29 @@ def test_harm_is_found(
     """The fuzzer itself: a reader that does one of these is told, with the file that made it."""
     code = f"""
 import os, sys, time
-sys.path.remove({str(tmp_path)!r})
-keep = []
+import fuzz_child
 import fuzz_targets
+from fuzz_targets import Target
+
+keep = []
 def run(content, folder):
     if b"evil" in content:
         {body}
-target = fuzz_targets.Target("evil", lambda: [b"good"], run)
-fuzz_targets.TARGETS["evil"] = target
-import fuzz_child
-fuzz_child.SECONDS = 1
-end = time.process_time() + 2
-sys.exit(fuzz_child.main(*sys.argv[1:]))
+
+def main(*arguments):
+    global end
+    fuzz_targets.TARGETS["evil"] = Target("evil", lambda: [b"good"], run)
+    fuzz_child.SECONDS = 1
+    end = time.process_time() + 2
+    return fuzz_child.main(*arguments)
 """
-    (tmp_path / "fuzz_child.py").write_text(code)
+    (tmp_path / "evil_child.py").write_text(code)
     (tmp_path / "evil").write_bytes(b"evil")
-    monkeypatch.setattr(fuzzing, "HERE", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "evil_child", raising=False)
+    evil = importlib.import_module("evil_child")
     monkeypatch.setattr(fuzzing, "PATIENCE", 10.0 if "sleep" in body else 300.0)
-    read, said, content = child("evil", 0, 1, tmp_path / "evil")
+    read, said, content = child("evil", 0, 1, tmp_path / "evil", main=evil.main)
     assert (read, content) == (0, b"evil")
     assert words in said
 

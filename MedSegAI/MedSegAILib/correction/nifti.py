@@ -79,10 +79,8 @@ def write_nifti(path: Path, volume: Volume) -> None:
             stream.write(np.ascontiguousarray(plane, little).data)
 
 
-def _header(volume: Volume) -> NDArray[np.void]:
+def _check_fits(volume: Volume) -> None:
     voxels = volume.voxels
-    header = np.zeros((), HEADER)
-    header["sizeof_hdr"], header["vox_offset"], header["magic"] = HEADER_BYTES, OFFSET, b"n+1"
     if voxels.dtype.name not in DATATYPES or max(voxels.shape) > np.iinfo(np.int16).max:
         raise InputError(
             _(
@@ -94,6 +92,13 @@ def _header(volume: Volume) -> NDArray[np.void]:
                 grid=volume.geometry.describe(),
             )
         )
+
+
+def _header(volume: Volume) -> NDArray[np.void]:
+    _check_fits(volume)
+    voxels = volume.voxels
+    header = np.zeros((), HEADER)
+    header["sizeof_hdr"], header["vox_offset"], header["magic"] = HEADER_BYTES, OFFSET, b"n+1"
     header["dim"] = [3, *reversed(voxels.shape), 1, 1, 1, 1]
     header["datatype"] = DATATYPES[voxels.dtype.name]
     header["bitpix"] = 8 * voxels.dtype.itemsize

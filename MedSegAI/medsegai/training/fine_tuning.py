@@ -317,18 +317,23 @@ def _finished(run: FineTuning, card: ModelCard, source: MixedSource) -> Path:
         run.mix(card)
     verdicts = {trainer.task.name: run.verdict(trainer) for trainer in run.trainers}
     if not any(verdict.best for verdict in verdicts.values()):
-        judged = [v.words(name) for name, v in verdicts.items() if len(v.judgements) > 1]
-        if not judged:
-            raise ModelError(
-                f"No model was written, because the networks were not judged before step {run.done}, at which the "
-                "run ended. Continue it with --resume and more time."
-            )
-        raise ModelError(
-            f"No model was written: {'; '.join(judged)}. A new model must be better on the "
-            "former and not worse on the latter, so correct more cases, or lower "
-            "fine_tuning.rate or fine_tuning.corrected_share."
-        )
+        raise ModelError(_why_none(run.done, verdicts))
     return export_fine_tuned(card, run, verdicts, source)
+
+
+def _why_none(steps: int, verdicts: Mapping[str, Verdict]) -> str:
+    """Say why no model was written, and what to do."""
+    judged = [v.words(name) for name, v in verdicts.items() if len(v.judgements) > 1]
+    if not judged:
+        return (
+            f"No model was written, because the networks were not judged before step {steps}, at which the "
+            "run ended. Continue it with --resume and more time."
+        )
+    return (
+        f"No model was written: {'; '.join(judged)}. A new model must be better on the "
+        "former and not worse on the latter, so correct more cases, or lower "
+        "fine_tuning.rate or fine_tuning.corrected_share."
+    )
 
 
 def export_fine_tuned(
