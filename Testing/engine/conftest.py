@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 import fake_engine
+from medsegai.models import importing
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
+
+
+@pytest.fixture
+def imports_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert models in this process, because another starts in seconds. `test_confinement` does what users do."""
+    monkeypatch.setattr(importing, "_stage_confined", importing._stage)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from medsegai.models.card import card_from_dict, load_card
 from medsegai.models.importing import import_model
 
 Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("imports_here")
 
 
 def write_model(folder: Path, **changes: Any) -> Path:
@@ -69,12 +70,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (catalogue, importing, sys.modules["medsegai.commands.models"]):
         monkeypatch.setattr(module, "BUNDLED_MODELS", tmp_path / "bundled")
     return tmp_path / "own"
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert in this process: to start another each time takes seconds. `test_confinement` does what users do."""
-    monkeypatch.setattr(importing, "_stage_confined", importing._stage)
 
 
 def tree(folder: Path) -> list[str]:

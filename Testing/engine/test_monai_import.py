@@ -230,6 +230,7 @@ UNEST = {
 }
 
 
+@pytest.mark.usefixtures("imports_here")
 @pytest.mark.parametrize("as_archive", [False, True])
 def test_a_bundle_whose_network_is_its_own_code_is_refused_by_its_place(
     as_archive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
@@ -516,9 +517,12 @@ def test_names_that_are_given_twice_are_told_apart() -> None:
 
 
 def test_the_command_imports_a_bundle_and_shows_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    request: pytest.FixtureRequest,
 ) -> None:
-    """In the confined process that every import has."""
+    """In the process that every import has; that nothing of a bundle runs is tried without confinement."""
     monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "own"))
     folder = Bundle().write(tmp_path / "spleen_ct")
     assert main(["models", "import", str(folder)]) == 0
@@ -529,6 +533,7 @@ def test_the_command_imports_a_bundle_and_shows_it(
     configuration = json.loads((evil / "configs/inference.json").read_text())
     configuration["network_def"]["in_channels"] = f"$open('{tmp_path}/canary', 'w')"
     (evil / "configs/inference.json").write_text(json.dumps(configuration))
+    request.getfixturevalue("imports_here")
     assert main(["models", "import", str(evil)]) == 4
     assert "network_def::in_channels" in capsys.readouterr().err
     assert not (tmp_path / "canary").exists()

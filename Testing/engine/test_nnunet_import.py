@@ -24,7 +24,7 @@ from medsegai.cli import main
 from medsegai.errors import InputError, ModelError, UnsafeModelError
 from medsegai.families import load_model
 from medsegai.families.nnunet.model import FoldNetwork
-from medsegai.models import catalogue, importing
+from medsegai.models import catalogue
 from medsegai.models.card import ModelCard, load_card
 from medsegai.models.catalogue import find_card
 from medsegai.models.importing import import_model
@@ -39,6 +39,7 @@ from nnunet_models import (
 
 CASCADE = ("3d_fullres", "3d_lowres", "3d_cascade_fullres")
 Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("imports_here")
 
 
 @pytest.fixture
@@ -46,12 +47,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MEDSEGAI_MODELS", str(tmp_path / "own"))
     monkeypatch.setattr(catalogue, "BUNDLED_MODELS", tmp_path / "bundled")
     return tmp_path / "own"
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert in this process: to start another each time takes seconds. `test_confinement` does what users do."""
-    monkeypatch.setattr(importing, "_stage_confined", importing._stage)
 
 
 @pytest.fixture(scope="module")

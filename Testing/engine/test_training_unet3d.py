@@ -4,9 +4,6 @@ import dataclasses
 import itertools
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import medsegai
+import warm
+from medsegai.cli import main
 from medsegai.engine import segment
 from medsegai.errors import ModelError, RequestError
 from medsegai.io import read_labelmap
@@ -81,25 +79,25 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(
     config: TrainingConfig, finished: Path, tmp_path: Path
 ) -> None:
     """SIGKILL, at moments that differ, until the run is done: the weights are the same to the bit."""
-    command = [sys.executable, "-m", "medsegai", "train", "unet3d", str(config.source)]
-    command += ["-o", str(tmp_path), "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(medsegai.__file__).parents[1])}
-    environment["OMP_NUM_THREADS"] = "1"
+    folder = tmp_path / "run"
+    command = ["train", "unet3d", str(config.source), "-o", str(folder), "--device", "cpu"]
     kills = 0
     for patience in itertools.chain((0.0, 0.3), itertools.repeat(None)):
-        resume = ["--resume"] if (tmp_path / "checkpoint.pt").is_file() else []
-        with subprocess.Popen([*command, *resume], env=environment) as process:
-            if patience is None:
-                assert process.wait(timeout=300) == 0
-                break
-            before = read_steps(tmp_path)
-            while process.poll() is None and read_steps(tmp_path) <= before:
-                time.sleep(0.02)
-            time.sleep(patience)
-            process.send_signal(signal.SIGKILL)
+        resume = ["--resume"] if (folder / "checkpoint.pt").is_file() else []
+        before = read_steps(folder)
+        process = warm.start(main, [*command, *resume], output=tmp_path / "output.txt")
+        if patience is None:
+            process.join(300)
+            assert process.exitcode == 0, (tmp_path / "output.txt").read_text()
+            break
+        while process.is_alive() and read_steps(folder) <= before:
+            time.sleep(0.02)
+        time.sleep(patience)
+        process.kill()
+        process.join()
         kills += 1
     assert kills == 2
-    straight, resumed = weights_of(finished), weights_of(tmp_path)
+    straight, resumed = weights_of(finished), weights_of(folder)
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
 

@@ -421,6 +421,7 @@ def smp_state(config: UNet2DConfig, prefix: str = "") -> dict[str, torch.Tensor]
     return {f"{prefix}{key}": values for key, values in UNet2D(config).state_dict().items()}
 
 
+@pytest.mark.usefixtures("imports_here")
 @pytest.mark.parametrize(("decoder", "prefix"), [("unet", "model."), ("unetplusplus", "")])
 def test_a_checkpoint_of_segmentation_models_pytorch_is_imported(
     decoder: str, prefix: str, tmp_path: Path
@@ -444,6 +445,7 @@ def test_a_checkpoint_of_segmentation_models_pytorch_is_imported(
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+@pytest.mark.usefixtures("imports_here")
 def test_networks_that_we_do_not_have_are_refused(tmp_path: Path) -> None:
     state = smp_state(UNet2DConfig("resnet18", "unet", 3, 2, (16, 16, 8, 8, 8)))
     for change, words in (
