@@ -267,7 +267,7 @@ def test_weights_are_compared_with_their_hash(tmp_path: Path) -> None:
 def test_weights_without_a_hash_are_refused(tmp_path: Path) -> None:
     data = card_data()
     del data["members"][0]["sha256"]
-    with pytest.raises(ModelError, match="no SHA-256"):
+    with pytest.raises(ModelError, match="does not give a SHA-256"):
         load_card(write_model(tmp_path / "toy", data)).verify()
 
 
