@@ -64,3 +64,14 @@ def grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
         for part, more, size in zip(box, margin, shape, strict=True)
     )
     return k, j, i
+
+
+def middle(box: Box, size: Sequence[int]) -> Box:
+    """The part of a box in its middle that has at most `size` voxels (k, j, i)."""
+    k, j, i = (
+        slice(start, start + count)
+        for part, most in zip(box, size, strict=True)
+        for count in [min(part.stop - part.start, most)]
+        for start in [part.start + (part.stop - part.start - count) // 2]
+    )
+    return k, j, i

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from medsegai import __version__
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Model, Part, load_model
+from medsegai.families._contrast import surer_contrast
 from medsegai.inference.fusion import (
     Accumulator,
     Ensemble,
@@ -240,9 +241,12 @@ def _prepared(job: _SegmentationJob, models: Sequence[Model], naming: JointLabel
     inputs = Inputs(job.inputs)
     for number, model in enumerate(models):
         job.progress.step("prepare", number, len(models))
-        for part in model.parts(inputs, job.output, job.request, job.compute, job.progress):
-            cooled = replace(part, activation=part.activation.at(job.temperature))
+        seen, notes = surer_contrast(model, inputs, job.compute)
+        for part in model.parts(seen, job.output, job.request, job.compute, job.progress):
+            activation = part.activation.at(job.temperature)
+            cooled = replace(part, activation=activation, warnings=(*notes, *part.warnings))
             parts.append(_PartOf(cooled, number, naming.renamed[number]))
+            notes = ()
     return parts
 
 

@@ -3,11 +3,13 @@
     python Testing/bench/spoiled.py scans --cases 3
     python Testing/bench/spoiled.py flags
     python Testing/bench/spoiled.py repeats ../shared/data/brain-label-maps --heads 4
+    python Testing/bench/spoiled.py contrasts ../shared/data/brain-label-maps --heads 4
 
 `scans` spoils MALC scans in ten ways and prints the mean Dice of each, as users run the model. `flags` compares
 the Dice that the model expects with the true one on MALC, and says how many poor results it flags. `repeats` makes
-two scans of each synthetic head (other noise, bias field, blur and position) and compares their volumes. CSF
-outside the ventricles is left out everywhere: see `malc.py`. MALC scans are for evaluation only.
+two scans of each synthetic head (other noise, bias field, blur and position) and compares their volumes.
+`contrasts` makes synthetic heads that look like T1, T2 and PD images, and segments them with and without comparing
+contrasts. CSF outside the ventricles is left out everywhere: see `malc.py`. MALC scans are for evaluation only.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,6 +32,7 @@ from scipy.spatial.transform import Rotation
 from medsegai.engine import segment
 from medsegai.errors import MedSegAIError
 from medsegai.evaluation import read_mapping
+from medsegai.families import _contrast
 from medsegai.io import read_labelmap, read_volume
 from medsegai.models.catalogue import find_card
 from medsegai.models.quality import remarks
@@ -261,17 +265,52 @@ def repeats(arguments: argparse.Namespace) -> None:
     print(f"| **mean** | | **{np.mean(everything):.1f}** |")
 
 
+CONTRASTS: Mapping[str, Callable[[float], float]] = {
+    "T1": lambda mean: mean,
+    "T2": lambda mean: 1.25 - mean if mean > 0.3 else 1.0 - 0.67 * mean,
+    "PD": lambda mean: 0.9 - 0.25 * mean if mean > 0.3 else 0.85,
+}
+"""The mean of a tissue, where white matter is 1 in T1; fluid is below 0.3 there."""
+
+
+def contrasts(arguments: argparse.Namespace) -> None:
+    """Print the mean Dice on made heads of several contrasts, without and with comparing contrasts."""
+    print("| contrast | head | as it is | the surer contrast |\n| --- | ---: | ---: | ---: |")
+    for name, change in CONTRASTS.items():
+        source = _source(arguments, change)
+        values = np.array([0, *find_card(arguments.model).label_values])
+        for head in range(arguments.heads):
+            case = source.held_out[head % len(source.held_out)]
+            codes, origin = torch.from_numpy(case.codes), Origin(case.center, case.spacing)
+            image, targets = source.synthesizer.from_labels(codes, origin, _draw(source.seed, head))
+            scan = Volume((1000 * image).astype(np.int16), to_anterior_inferior_left(image.shape))
+            with patch.object(_contrast, "SURER", 0.0):
+                plain = run(scan, arguments)
+            dice = [
+                np.mean(list(dice_of(found.labelmap.voxels, values[targets]).values()))
+                for found in (plain, run(scan, arguments))
+            ]
+            print(f"| {name} | {head} | {dice[0]:.3f} | {dice[1]:.3f} |", flush=True)
+
+
 def _volumes(result: SegmentationResult) -> dict[int, float]:
     return {item.label.value: item.volume_ml for item in result.structures}
 
 
-def _source(arguments: argparse.Namespace) -> CaseSource:
+def _source(
+    arguments: argparse.Namespace, change: Callable[[float], float] = lambda mean: mean
+) -> CaseSource:
+    """Heads from the held-out label maps, whose tissues have the means of a T1 scan, each of them changed."""
     card = find_card(arguments.model)
     config = load_config(card.folder / "training.toml")
     size = (arguments.voxels,) * 3
     data = replace(config.data, root=str(arguments.data.resolve()), crop_voxels=size)
     appearance = replace(config.appearance, t1_share=1.0, t1_jitter=0.0, coarse_share=0.0)
-    config = replace(config, data=data, appearance=appearance)
+    tissues = tuple(
+        item if item.name == "background" or item.t1 is None else replace(item, t1=change(item.t1))
+        for item in config.tissues
+    )
+    config = replace(config, data=data, appearance=appearance, tissues=tissues)
     return case_source(config, replace(card, spacing_mm=(1.0,) * 3), torch.device("cpu"))
 
 
@@ -312,12 +351,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     kinds = parser.add_subparsers(required=True, metavar="KIND")
-    for kind in (scans, flags, repeats):
+    for kind in (scans, flags, repeats, contrasts):
         own = kinds.add_parser(kind.__name__, help=kind.__doc__)
         own.set_defaults(run=kind)
         own.add_argument("--model", default="brain", metavar="ID", help="(default: brain)")
         own.add_argument("--members", nargs="+", default=(), metavar="NAME", help="only these")
-        if kind is repeats:
+        if kind in (repeats, contrasts):
             own.add_argument("data", type=Path, help="folder of the label maps of the training")
             own.add_argument("--heads", type=int, default=4, metavar="N")
             own.add_argument("--voxels", type=int, default=192, help="along each axis, 1 mm each")

@@ -174,6 +174,10 @@ class JointModel:
         for model, asked in self._asked(request):
             model.warm_up(asked, compute)
 
+    def model_of(self, member: str) -> Model:
+        """The model of the family to which a member belongs."""
+        return self._models[self.card.member(member).family or self.card.family]
+
     def _asked(self, request: SegmentationRequest) -> Iterator[tuple[Model, SegmentationRequest]]:
         """The models that have requested members, each with the request for those."""
         chosen = {member.name for member in self.card.chosen_members(request.members)}

@@ -13,19 +13,23 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from medsegai.boxes import middle
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
 from medsegai.families._dropout import check_dropout
 from medsegai.families._head import HeadGrid, class_weight_offsets
 from medsegai.families._member_network import MemberNetwork, NetworkModel
 from medsegai.families._sliding import logits_by_planes, reporting, sums_dtype, window
+from medsegai.inference.activation import Activation
 from medsegai.inference.probabilities import Block
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.json_fields import from_json, number
 from medsegai.networks.backends import Compute
 from medsegai.networks.volumetric import describe_network, smallest_multiple
+from medsegai.preprocessing.contrast import inverted
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.volume import Box, Geometry
@@ -100,6 +104,18 @@ class UNet3DModel(NetworkModel["_Network"]):
             self._part(grid, members, inputs, output, request) for grid, members in by_grid.items()
         ]
 
+    def doubts(self, inputs: Inputs, compute: Compute) -> tuple[float, float]:
+        """The doubt of the card's `contrast_member` about one patch in the middle of the head; see `_contrast`."""
+        card = self.card.member(self.card.contrast_member)
+        network = self.networks[card.name]
+        head = network.grid.head(inputs)
+        box = middle(network.grid.kept(head), network.patch)
+        plain, other = (
+            _doubt(network, card, np.ascontiguousarray(voxels[box]), compute)
+            for voxels in (head.voxels, inverted(head.voxels))
+        )
+        return plain, other
+
     def _part(
         self,
         grid: HeadGrid,
@@ -148,6 +164,21 @@ class _Network(MemberNetwork):
     def _empty(self) -> torch.nn.Module:
         """The network without weights, so that memory is taken for those in the file, whatever a card says."""
         return describe_network(self.member.settings, len(self.member.classes))
+
+
+def _doubt(
+    network: _Network, card: MemberCard, voxels: NDArray[np.float32], compute: Compute
+) -> float:
+    """The mean entropy, in nats, where a member finds structures in (k, j, i); infinity where it finds none."""
+    k, j, i = (slice(0, size) for size in voxels.shape)
+    member = PatchMember(network, card, torch.from_numpy(voxels)[None], (k, j, i), tile_step=1.0)
+    background = next(channel for channel, feeds in enumerate(card.classes) if not feeds)
+    total, count = 0.0, 0
+    for block in member.predict(compute, lambda share: None):
+        found = block.values.argmax(0) != background
+        total += float(Activation.PROBABILITIES.entropy(block.values, 0)[found].sum())
+        count += int(found.sum())
+    return total / count if count else math.inf
 
 
 @dataclass

@@ -105,6 +105,8 @@ class ModelCard:
         sample: name of the scan in Slicer's module Sample Data that shows what the model does; "" for none.
         intracranial: values of the labels that together fill the skull; () where not all of it has labels.
         dimensions: 2 for a model of single images, such as radiographs and photographs.
+        contrast_member: name of the member that decides whether a scan is segmented as it is or with inverted
+            intensities; "" for as it is.
     """
 
     id: str
@@ -132,6 +134,7 @@ class ModelCard:
     sample: str = field(default="", metadata=UNLESS_DEFAULT)
     intracranial: tuple[int, ...] = field(default=(), metadata=UNLESS_DEFAULT)
     dimensions: int = field(default=3, metadata=UNLESS_DEFAULT)
+    contrast_member: str = field(default="", metadata=UNLESS_DEFAULT)
     folder: Path = field(default=Path(), metadata=NOT_IN_JSON)
     in_place: bool = field(default=False, metadata=NOT_IN_JSON)
 

@@ -116,4 +116,7 @@ def _finished(
         name = f"{view}.safetensors"
         sha256 = file_sha256(folder / name)
         members.append(dataclasses.replace(card.member(view), weights=name, sha256=sha256))
-    return dataclasses.replace(card, members=tuple(members), performance=performance)
+    judge = card.contrast_member if card.contrast_member in views else ""
+    return dataclasses.replace(
+        card, members=tuple(members), contrast_member=judge, performance=performance
+    )
