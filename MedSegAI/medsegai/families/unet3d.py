@@ -104,14 +104,14 @@ class UNet3DModel(NetworkModel["_Network"]):
             self._part(grid, members, inputs, output, request) for grid, members in by_grid.items()
         ]
 
-    def doubts(self, inputs: Inputs, compute: Compute) -> tuple[float, float]:
-        """The doubt of the card's `contrast_member` about one patch in the middle of the head; see `_contrast`."""
+    def entropies(self, inputs: Inputs, compute: Compute) -> tuple[float, float]:
+        """See `_contrast.ComparesContrasts`; it looks at one patch in the middle of the head."""
         card = self.card.member(self.card.contrast_member)
         network = self.networks[card.name]
         head = network.grid.head(inputs)
         box = middle(network.grid.kept(head), network.patch)
         plain, other = (
-            _doubt(network, card, np.ascontiguousarray(voxels[box]), compute)
+            _mean_entropy(network, card, np.ascontiguousarray(voxels[box]), compute)
             for voxels in (head.voxels, inverted(head.voxels))
         )
         return plain, other
@@ -166,7 +166,7 @@ class _Network(MemberNetwork):
         return describe_network(self.member.settings, len(self.member.classes))
 
 
-def _doubt(
+def _mean_entropy(
     network: _Network, card: MemberCard, voxels: NDArray[np.float32], compute: Compute
 ) -> float:
     """The mean entropy, in nats, where a member finds structures in (k, j, i); infinity where it finds none."""
