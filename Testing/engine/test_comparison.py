@@ -83,6 +83,19 @@ def test_the_command_trains_the_grid_and_reports(tmp_path: Path) -> None:
     assert weights.stat().st_mtime_ns == before, "what is trained is not trained again"
 
 
+def test_a_network_that_cannot_learn_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = dataset(tmp_path / "data", 4)
+    training.write_text(
+        training.read_text().replace("learning_rate = 1e-2", "learning_rate = 1e30")
+    )
+    (tmp_path / "compare.toml").write_text(COMPARISON)
+    arguments = ["compare", str(tmp_path / "compare.toml"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--device", "cpu"]) == 4
+    assert "unet plain, from scratch, seed 1: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -18,7 +18,8 @@ NUMBERS = [-math.inf, -3, -2.5, 0, 0.0, 1e-9, 0.5, 1, 1.5, 2.5, 5, 6, math.inf]
 @pytest.mark.parametrize("value", NUMBERS)
 def test_numbers_within_limits_pass_and_no_others(limits: Limits, value: float) -> None:
     above = value > limits.least if limits.above else value >= limits.least
-    assert (limits.problem(value) is None) == (above and value <= limits.most)
+    inside = above and value <= limits.most and math.isfinite(value)
+    assert (limits.problem(value) is None) == inside
 
 
 @pytest.mark.parametrize("limits", [*LIMITS, Limits()])

@@ -164,6 +164,19 @@ def test_a_slide_without_millimetres_is_refused_unless_wanted(model: Path, tmp_p
     assert "finest pixels" in part.warnings[0]
 
 
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_slide_of_coarser_pixels_is_refused_unless_wanted(
+    levels: int, model: Path, tmp_path: Path
+) -> None:
+    """Also one without a pyramid, which is a slide because it states its magnification."""
+    pixels = patch_models.slide_pixels(256, (20, 20, 200, 200), (60, 60, 120, 120))
+    path = slide_files.write_pyramid(tmp_path / "a.tif", pixels, levels, spacing_um=4.0)
+    with pytest.raises(MismatchError, match="pixels of 4 micrometres"):
+        parts(model, read_channels(path))
+    (part,) = parts(model, read_channels(path), anyway=True, mirroring=False)
+    assert part.geometry.spacing_mm[:2] == pytest.approx((0.032, 0.032))
+
+
 def test_a_radiograph_is_seen_as_a_whole(tmp_path: Path) -> None:
     """The heat map covers the picture, whatever its size, and a sentence says how probable each class is."""
     model = patch_models.trained(tmp_path, "picture", 0.0, 128)

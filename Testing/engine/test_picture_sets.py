@@ -115,6 +115,16 @@ def test_one_picture_in_two_classes_is_refused(tmp_path: Path) -> None:
         read_pictures(tmp_path)
 
 
+def test_copies_of_a_picture_stay_in_one_fold(tmp_path: Path) -> None:
+    """Otherwise one is learned from and another held out; a table of patients knows better."""
+    picture_sets.write_folders(tmp_path, 3)
+    shutil.copy(tmp_path / "disc" / "0.png", tmp_path / "disc" / "copy.png")
+    (tmp_path / "disc" / "link.png").symlink_to(tmp_path / "disc" / "0.png")
+    group_of = {item.name: item.group for item in read_pictures(tmp_path).pictures}
+    assert {group_of[f"disc/{name}.png"] for name in ("0", "copy", "link")} == {"disc/0.png"}
+    assert len(set(group_of.values())) == len(group_of) - 2
+
+
 def test_one_picture_in_training_and_validation_is_noted(tmp_path: Path) -> None:
     picture_sets.write_folders(tmp_path, 2, ("train", "valid"))
     assert not read_pictures(tmp_path).notes

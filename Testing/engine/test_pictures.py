@@ -14,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from medsegai.errors import InputError
 from medsegai.io import decoder, read_channels, read_labelmap, read_volume
+from medsegai.preprocessing.pictures import PictureSettings
 from medsegai.volume import Volume
 
 RANDOM = np.random.default_rng(0)
@@ -241,6 +242,8 @@ def test_values_beyond_the_window_are_cut_off(tmp_path: Path) -> None:
         ({"NumberOfFrames": 2}, "has 2 frames"),
         ({"SamplesPerPixel": 3}, "is in colour"),
         ({"Rows": 2000}, "promises"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "is in colour"),
+        ({"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": 1}, "signed"),
     ],
 )
 def test_a_radiograph_that_cannot_be_is_refused(
@@ -248,6 +251,41 @@ def test_a_radiograph_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         read_volume(radiograph(tmp_path / "a.dcm", **fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"WindowCenter": 1000, "WindowWidth": 0},
+        {"WindowCenter": 1000, "WindowWidth": -5},
+        {"WindowCenter": 1e6, "WindowWidth": 10},
+        {"WindowCenter": 1000, "WindowWidth": 500, "VOILUTFunction": "CURVE"},
+    ],
+)
+def test_a_window_that_cannot_be_applied_is_left_out_with_a_note(
+    fields: dict[str, object], tmp_path: Path
+) -> None:
+    volume = read_volume(radiograph(tmp_path / "a.dcm", **fields))
+    np.testing.assert_array_equal(volume.voxels[0], GREY16 // 16)
+    assert "window that cannot be applied" in volume.notes[-1]
+
+
+@pytest.mark.parametrize("sides", [[0, 0], [-1, 1], [0.2], [1e30, 1e30], [1e-30, 1e-30]])
+def test_a_size_that_pixels_cannot_have_counts_as_unknown(
+    sides: list[float], tmp_path: Path
+) -> None:
+    volume = read_volume(radiograph(tmp_path / "a.dcm", ImagerPixelSpacing=sides))
+    assert not volume.size_known
+    assert volume.geometry.spacing_mm == (1, 1, 1)
+
+
+def test_signed_grey_values_are_scaled_like_unsigned_ones() -> None:
+    values = RANDOM.integers(0, 4000, (1, 20, 30)).astype(np.int16)
+    values[0, 0, 0] = 0
+    for settings in (PictureSettings(), PictureSettings(intensity="percentile")):
+        scaled = settings.scaled(values)
+        np.testing.assert_allclose(settings.scaled(values - 1000), scaled, atol=1e-6)
+        assert scaled.std() > 0.2
 
 
 def test_a_volume_is_still_needed_where_a_volume_was_needed(tmp_path: Path) -> None:

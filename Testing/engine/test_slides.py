@@ -20,7 +20,8 @@ import slide_files
 from medsegai.decoding import slides as readers
 from medsegai.decoding.slides import Box
 from medsegai.errors import InputError
-from medsegai.io.slides import open_slide
+from medsegai.io import read_channels
+from medsegai.io.slides import is_slide, open_slide
 
 PIXELS = slide_files.placed_pixels(300, 250)
 
@@ -157,10 +158,22 @@ def test_a_slide_without_millimetres_says_so(tmp_path: Path) -> None:
             slide.grid_of(1e-3)
 
 
-def test_dots_an_inch_of_an_editor_are_not_the_size_of_a_pixel(tmp_path: Path) -> None:
-    path = slide_files.write_pyramid(tmp_path / "a.tif", PIXELS, spacing_um=25_400 / 72)
+@pytest.mark.parametrize("dots", [72, 96, 300, 600, 1200])
+def test_dots_an_inch_of_an_editor_are_not_the_size_of_a_pixel(dots: int, tmp_path: Path) -> None:
+    path = slide_files.write_pyramid(tmp_path / "a.tif", PIXELS, 1, spacing_um=25_400 / dots)
+    assert not is_slide(path)
     with open_slide(path) as slide:
         assert slide.spacing_mm is None
+
+
+def test_pixels_of_sixteen_bits_are_a_picture_even_if_their_size_is_stated(tmp_path: Path) -> None:
+    deep = (PIXELS[..., 0].astype(np.uint16) + 1) * 200
+    path = slide_files.write_pyramid(tmp_path / "a.tif", PIXELS, 1)
+    assert is_slide(path)
+    per_cm = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "b.tif", deep, tile=(64, 64), **per_cm)
+    assert not is_slide(tmp_path / "b.tif")
+    np.testing.assert_array_equal(read_channels(tmp_path / "b.tif")[0].voxels[0], deep)
 
 
 def test_a_slide_without_a_pyramid_is_read_at_any_magnification(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 import picture_sets
 from medsegai.cli import main
-from medsegai.errors import Cancelled, InputError, RequestError
+from medsegai.errors import Cancelled, DeviceError, InputError, ModelError, RequestError
 from medsegai.evaluation.heat_maps import heat_maps
 from medsegai.io.picture_sets import read_pictures
 from medsegai.models.card import load_card
@@ -233,6 +233,7 @@ def test_a_class_within_one_fold_is_refused(tmp_path: Path) -> None:
         ({"seed": -1}, "--seed must lie between 0 and"),
         ({"size": 64_000}, "--size must lie between 0 and 4096"),
         ({"spacing_um": float("nan")}, "spacing-um"),
+        ({"learning_rate": float("inf")}, "--learning-rate must be at least 0, not inf"),
     ],
 )
 def test_settings_that_cannot_be(values: dict[str, object], words: str) -> None:
@@ -247,6 +248,39 @@ def test_a_normal_class_that_is_not_there_is_refused_before_the_training(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("values", "named", "words"),
+    [
+        ({}, "two\nlines", "name of one line"),
+        ({"spacing_um": 1e9}, "disc", "spacing_mm must lie between"),
+    ],
+)
+def test_what_a_card_cannot_say_is_refused_before_the_training(
+    values: dict[str, object], named: str, words: str, tmp_path: Path
+) -> None:
+    root = picture_sets.write_folders(tmp_path / "set", 4)
+    (root / "disc").rename(root / named)
+    with pytest.raises(RequestError, match=f"could not be written: .*{words}"):
+        train_patches(tiny(root, **values), RunOptions(tmp_path / "run", device="cpu"), Progress())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rate_that_is_far_too_high_is_said_to_be(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="loss of fold 0 is not a number"):
+        train_patches(
+            tiny(pictures, learning_rate=1e30, epochs=3),
+            RunOptions(tmp_path / "run", device="cpu"),
+            Progress(),
+        )
+
+
+def test_a_device_that_is_not_known_is_refused(pictures: Path, tmp_path: Path) -> None:
+    for device in ("x", "meta", "cuda:x"):
+        with pytest.raises(DeviceError):
+            train_patches(tiny(pictures), RunOptions(tmp_path / "run", device=device), Progress())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_picture_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> None:
     """So that the same command can be run again without it."""
     root = picture_sets.write_folders(tmp_path / "set", 4)
@@ -255,6 +289,7 @@ def test_a_picture_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> 
     options = RunOptions(tmp_path / "run", device="cpu")
     with pytest.raises(InputError, match=r"2\.png cannot be read"):
         train_patches(tiny(root), options, Progress())
+    assert not (tmp_path / "run").exists()
     broken.unlink()
     train_patches(tiny(root, epochs=0), options, Progress())
 
@@ -262,9 +297,15 @@ def test_a_picture_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> 
 def test_a_training_is_resumed_with_the_pictures_that_it_began_with(tmp_path: Path) -> None:
     root = picture_sets.write_folders(tmp_path / "set", 5)
     train_patches(tiny(root, epochs=0), RunOptions(tmp_path / "run", device="cpu"), Progress())
-    (root / "disc" / "2.png").unlink()
     options = RunOptions(tmp_path / "run", resume=True, device="cpu")
-    with pytest.raises(RequestError, match="started with other cases or groups"):
+    kept = (root / "disc" / "2.png").read_bytes()
+    (root / "disc" / "2.png").write_bytes(kept + b"more")  # a picture still, but not the same file
+    with pytest.raises(RequestError, match="started with other cases"):
+        train_patches(tiny(root, epochs=0), options, Progress())
+    (root / "disc" / "2.png").write_bytes(kept)
+    train_patches(tiny(root, epochs=0), options, Progress())
+    (root / "disc" / "2.png").unlink()
+    with pytest.raises(RequestError, match="started with other cases"):
         train_patches(tiny(root, epochs=0), options, Progress())
 
 

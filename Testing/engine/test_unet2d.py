@@ -1,5 +1,6 @@
 """The family of 2D networks: trained on made pictures, then used by the engine as any other."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -294,7 +295,9 @@ def test_a_training_begins_with_all_weights_of_the_same_network(trained: Path) -
     assert all(same.values())
     assert any(name.startswith("segmentation_head.") for name in same)
     assert "All layers" in fold.origin
-    labels = replace(config, labels=(*config.labels, Label(2, "Ring", (1, 2, 3))))
+    ring = Label(2, "Ring", (1, 2, 3))
+    values = replace(config.data, threshold=None)
+    labels = replace(config, labels=(*config.labels, ring), data=values)
     assert Fold(labels, 0, torch.device("cpu")).origin.startswith("Encoder: plain")
 
 
@@ -321,6 +324,11 @@ def test_a_training_begins_with_all_weights_of_the_same_network(trained: Path) -
         ({"id": ""}, RequestError, "id must be text"),
         ({"labels": [LABEL, LABEL]}, RequestError, "label value 1 twice"),
         ({"labels": []}, RequestError, "labels is empty"),
+        ({"labels": [{**LABEL, "value": 2}]}, RequestError, "labels must be 1 alone"),
+        ({"data": {"threshold": 255}}, InputError, "No label map .* of the label 'Disc'"),
+        ({"data": {"threshold": -1}}, RequestError, "threshold must be at least 0"),
+        ({"image": {"mean": [0.5] * 3, "std": [1.0] * 3}}, RequestError, "has 3 numbers"),
+        ({"optimiser": {"schedule": "plateau", "patience": 0}}, RequestError, "at least 1"),
         ({"loss": {"class_weights": [0.0, 0.0]}}, RequestError, "nothing to learn from"),
         ({"loss": {"dice": 0.0, "cross_entropy": 0.0}}, RequestError, "nothing to learn from"),
     ],
@@ -352,11 +360,36 @@ def test_a_training_that_never_learned_leaves_no_checkpoint(
     for _ in range(2):
         with pytest.raises(ModelError, match=r"not a number in epoch 1\."):
             train(config, options, Progress())
-        assert not (tmp_path / "run/checkpoint.pt").exists()
+        assert not (tmp_path / "run").exists()
     left = 9
     with pytest.raises(ModelError, match="not a number"):
         train(config, options, Progress())
     assert (tmp_path / "run/checkpoint.pt").exists()
+
+
+def test_a_rate_that_is_far_too_high_is_said_to_be_in_the_only_epoch(tmp_path: Path) -> None:
+    changes = {"epochs": 1, "patches_per_image": 1, "optimiser": {"learning_rate": 1e30}}
+    config = load_config(dataset(tmp_path / "data", 4), changes)
+    with pytest.raises(ModelError, match="are not numbers after epoch 1"):
+        train(config, RunOptions2D(tmp_path / "run", device="cpu"), Progress())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fold_needs_a_batch_to_learn_from(tmp_path: Path) -> None:
+    toml = dataset(tmp_path / "data", 2)
+    (tmp_path / "data" / "groups.csv").write_text("case,group\np0,a\np1,b\n")
+    with pytest.raises(InputError, match="leaves 1 case to learn from"):
+        train(
+            load_config(toml, {"patches_per_image": 1}),
+            RunOptions2D(tmp_path / "run", device="cpu"),
+            Progress(),
+        )
+
+
+def test_a_training_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    toml = dataset(tmp_path / "data", 2)
+    toml.write_bytes(b"\xef\xbb\xbf" + toml.read_bytes())
+    assert load_config(toml).id == "discs"
 
 
 def test_a_training_is_resumed_with_the_cases_that_it_began_with(trained: Path) -> None:
@@ -371,7 +404,11 @@ def test_a_training_is_resumed_with_the_cases_that_it_began_with(trained: Path) 
     for path in (hidden, mask):
         path.unlink()
     try:
-        with pytest.raises(RequestError, match="started with other cases or groups"):
+        with pytest.raises(RequestError, match="started with other cases"):
+            train(load_config(toml), options, Progress())
+        mask.write_bytes(kept[1])
+        Image.fromarray(255 - np.array(Image.open(io.BytesIO(kept[0])))).save(hidden)
+        with pytest.raises(RequestError, match="started with other cases"):
             train(load_config(toml), options, Progress())
     finally:
         hidden.write_bytes(kept[0])

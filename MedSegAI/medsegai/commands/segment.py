@@ -66,6 +66,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
+MICROSCOPIC_MM2 = 1e-3
+"""Structures are given in square millimetres, instead of centimetres, if a pixel covers less."""
+
 OUTPUT_FILES = (
     ("--uncertainty", "IMAGE", "measure uncertainty and write the entropy map (nats)"),
     (
@@ -329,7 +332,10 @@ def _sizes(result: SegmentationResult) -> tuple[str, list[str]]:
     if len(scan.voxels) > 1:
         return "ml", [f"{measures.volume_ml:.2f}" for measures in found]
     across, along, _ = scan.geometry.spacing_mm
-    return "cm2", [f"{measures.voxels * across * along / 100:.2f}" for measures in found]
+    areas_mm2 = [measures.voxels * across * along for measures in found]
+    if across * along < MICROSCOPIC_MM2:
+        return "mm2", [f"{area:.4f}" for area in areas_mm2]
+    return "cm2", [f"{area / 100:.2f}" for area in areas_mm2]
 
 
 def _known(measures: Any, name: str) -> bool:

@@ -24,8 +24,8 @@ from medsegai.errors import InputError
 Pixels = NDArray[np.uint8]
 Found = TypeVar("Found")
 
-PIXEL_MM = (1e-5, 0.1)
-"""The plausible sizes of a slide's pixels in mm. Image editors write 72 or 96 dots per inch by default."""
+PIXEL_MM = (1e-5, 0.02)
+"""The plausible sizes of a slide's pixels in mm. Image editors and printers write 72 to 1200 dots per inch."""
 
 LARGEST_SEGMENT = 1 << 26
 """The largest tile or strip that is decoded at once, in bytes."""
@@ -278,9 +278,11 @@ class TiffLevels:
 
 
 def is_tiled_tiff(path: Path, large: int) -> bool:
-    """Whether a TIFF is stored in tiles, and has more than `large` pixels or several pages or sizes.
+    """Whether a TIFF is stored in tiles, and is large, has several pages or sizes, or states its magnification.
 
-    The result is False if it cannot be opened, because another reader then reports why.
+    It is large with more than `large` pixels along a side. Pixels that slides do not have, such as those of 16
+    bits, are those of a picture, even if their size is stated. The result is False if it cannot be opened, because
+    another reader then reports why.
     """
     try:
         import tifffile
@@ -288,7 +290,9 @@ def is_tiled_tiff(path: Path, large: int) -> bool:
         with tifffile.TiffFile(path) as file:
             first = file.pages[0]
             several = len(file.pages) > 1 or bool(first.subifds)
-            return bool(first.is_tiled) and (several or max(first.shape[:2]) > large)
+            magnified = first.dtype == np.uint8 and _tiff_spacing(file, first) is not None
+            large_or_known = several or max(first.shape[:2]) > large or magnified
+            return bool(first.is_tiled) and large_or_known
     except (*PARSER_ERRORS, ImportError):
         return False
 

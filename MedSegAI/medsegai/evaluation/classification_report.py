@@ -19,7 +19,7 @@ from PIL import Image
 from medsegai import __version__
 from medsegai.decoding.slides import Pixels
 from medsegai.evaluation.classification import ClassificationFigures, ClassifiedPictures, roc_curve
-from medsegai.evaluation.drawing import new_figure
+from medsegai.evaluation.drawing import new_figure, save_figure
 from medsegai.evaluation.heat_maps import over_picture
 from medsegai.export.report import STYLE
 from medsegai.io import atomic_path
@@ -153,7 +153,7 @@ def _drawn(
         return None
     draw(figure.subplots(), content)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    save_figure(figure, file)
     return _picture(file.getvalue(), alt)
 
 

@@ -16,7 +16,7 @@ from medsegai.evaluation.calibration import (
     fit_temperature,
     reliability,
 )
-from medsegai.evaluation.drawing import new_figure
+from medsegai.evaluation.drawing import new_figure, save_figure
 from medsegai.evaluation.held_out import Record
 from medsegai.evaluation.refining import AS_PREDICTED, Worth
 from medsegai.evaluation.scores import (
@@ -184,7 +184,7 @@ def draw_reliability(before: Reliability, after: Reliability, path: Path) -> boo
     _draw_reliability(left, before, "as the network says")
     _draw_reliability(right, after, "calibrated")
     with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=110)
+        save_figure(figure, partial)
     return True
 
 

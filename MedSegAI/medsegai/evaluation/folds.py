@@ -103,6 +103,14 @@ def groups_of(table: Table, case_column: str, group_column: str) -> dict[str, st
     return groups
 
 
+def _check_enough(what: str, number: int, folds: int) -> None:
+    """Raise InputError if a number of things, in words `what`, is smaller than the number of folds."""
+    if number < folds:
+        raise InputError(
+            f"{what} cannot be held out in {folds} folds. Add some, or choose fewer folds."
+        )
+
+
 def patient_folds(groups: Mapping[str, str], count: int = FOLDS, seed: int = SEED) -> list[Split]:
     """Split cases so that each is held out once and all cases of a patient are held out together.
 
@@ -115,8 +123,7 @@ def patient_folds(groups: Mapping[str, str], count: int = FOLDS, seed: int = SEE
     patients: dict[str, list[str]] = {}
     for case in sorted(groups):
         patients.setdefault(groups[case], []).append(case)
-    if len(patients) < count:
-        raise InputError(f"{len(patients)} patients cannot be held out in {count} folds.")
+    _check_enough(counted(len(patients), "patient", "patients"), len(patients), count)
     order = sorted(patients)
     random.Random(seed).shuffle(order)
     folds: list[list[str]] = [[] for _ in range(count)]
@@ -133,8 +140,7 @@ def default_folds(cases: Sequence[str], count: int = FOLDS, seed: int = SEED) ->
     Raises:
         InputError: there are fewer cases than folds.
     """
-    if len(cases) < count:
-        raise InputError(f"{len(cases)} cases cannot be held out in {count} folds.")
+    _check_enough(counted(len(cases), "case", "cases"), len(cases), count)
     ordered = sorted(cases)
     places = np.arange(len(ordered))
     np.random.RandomState(seed).shuffle(places)
@@ -178,11 +184,7 @@ def stratified_folds(
         InputError: there are fewer groups than folds.
     """
     names = sorted(set(groups))
-    if len(names) < count:
-        raise InputError(
-            f"{counted(len(names), 'patient or slide', 'patients or slides')} cannot be divided "
-            f"into {count} folds."
-        )
+    _check_enough(counted(len(names), "patient or slide", "patients or slides"), len(names), count)
     classes = max(labels) + 1
     brings = np.zeros((len(names), classes))
     for label, group in zip(labels, groups, strict=True):

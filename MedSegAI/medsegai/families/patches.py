@@ -275,8 +275,8 @@ def _slide_view(card: ModelCard, settings: PatchSettings, slide: Slide, anyway: 
         warnings = (f"{words} Its finest pixels were taken.",)
     magnified = settings.magnified and not warnings
     grid = slide.grid_of(card.spacing_mm[0]) if magnified else slide.grid(1.0)
-    finest = slide.spacing_mm and slide.spacing_mm[0] * grid.downsample
-    if settings.magnified and finest and finest > COARSEST * card.spacing_mm[0] and not anyway:
+    finest = math.sqrt(math.prod(slide.spacing_mm)) if slide.spacing_mm else 0.0
+    if settings.magnified and finest > COARSEST * card.spacing_mm[0] and not anyway:
         raise MismatchError(f"{_too_coarse(str(slide.path), finest, card)} {WHAT_TO_DO}")
     cells = _cell_grid(slide.geometry(grid))
     return View(

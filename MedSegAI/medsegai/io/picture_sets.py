@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,10 +103,24 @@ class PictureSet:
         """The number of the class of each picture."""
         return np.array([item.label for item in self.pictures], np.int64)
 
+    def bytes_of(self, picture: Picture) -> int:
+        """Return the size of the file of a picture; 0 if several pictures are in one file."""
+        path = self.folder / picture.name
+        return path.stat().st_size if path.is_file() else 0
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the names of pictures are relative to."""
+        return self.source if self.source.is_dir() else self.source.parent
+
     def counts(self) -> dict[str, int]:
         """Return the number of pictures of each class."""
         found = np.bincount(self.labels, minlength=len(self.classes))
         return dict(zip(self.classes, map(int, found), strict=True))
+
+
+Alike: TypeAlias = Sequence[Sequence[Picture]]
+"""Pictures whose files hold the same bytes, together."""
 
 
 def read_pictures(source: Path, groups: Path | None = None) -> PictureSet:
@@ -127,8 +141,14 @@ def read_pictures(source: Path, groups: Path | None = None) -> PictureSet:
     found = _found(source)
     if groups is not None:
         found = _grouped(found, groups)
-    _check(found)
-    return replace(found, notes=(*found.notes, *_notes(found)))
+    return _checked(found, list(same_files(found)))
+
+
+def _checked(found: PictureSet, alike: Alike) -> PictureSet:
+    """Return a set with its notes, and with copies of a picture in one group. Raises InputError: see `_check`."""
+    _check(found, alike)
+    notes = (*found.notes, *_notes(found, alike))
+    return replace(found, pictures=_alike_together(found, alike), notes=notes)
 
 
 def read_rgb(path: Path) -> Pixels:
@@ -403,7 +423,7 @@ def _grouped(found: PictureSet, path: Path) -> PictureSet:
     return replace(found, pictures=tuple(pictures))
 
 
-def _check(found: PictureSet) -> None:
+def _check(found: PictureSet, alike: Alike) -> None:
     """Refuse sets that cannot be used for training or evaluation as they are meant."""
     if len(found.classes) < 2:
         raise InputError(
@@ -421,16 +441,16 @@ def _check(found: PictureSet) -> None:
                 f"The class {name!r} of {found.source} only has pictures in {' and '.join(sorted(parts))}, so it "
                 "cannot be learned. Add some to train, or remove the class."
             )
-    _check_one_class_each(found)
+    _check_one_class_each(found, alike)
 
 
-def _check_one_class_each(found: PictureSet) -> None:
+def _check_one_class_each(found: PictureSet, alike: Alike) -> None:
     """Refuse a file that is in two classes. Only files of equal size are compared, byte by byte."""
-    for alike in same_files(found):
-        classes = {item.label for item in alike}
+    for pictures in alike:
+        classes = {item.label for item in pictures}
         if len(classes) > 1:
             first, second = (
-                next(i for i in alike if i.label == label) for label in sorted(classes)[:2]
+                next(i for i in pictures if i.label == label) for label in sorted(classes)[:2]
             )
             raise InputError(
                 f"The same picture is {first.name} of class {found.classes[first.label]!r} and {second.name} of "
@@ -438,9 +458,22 @@ def _check_one_class_each(found: PictureSet) -> None:
             )
 
 
+def _alike_together(found: PictureSet, alike: Alike) -> tuple[Picture, ...]:
+    """Give files of the same bytes one group, so that none is learned from where another is held out."""
+    group_of = {
+        item.name: pictures[0].group
+        for pictures in alike
+        for item in pictures
+        if item.group == item.name  # otherwise a table says which patient it is of
+    }
+    return tuple(
+        replace(item, group=group_of.get(item.name, item.group)) for item in found.pictures
+    )
+
+
 def same_files(found: PictureSet) -> Iterator[list[Picture]]:
     """Yield groups of pictures whose files hold the same bytes."""
-    root = found.source if found.source.is_dir() else found.source.parent
+    root = found.folder
     by_size: dict[int, list[Picture]] = defaultdict(list)
     for item in found.pictures:
         path = root / item.name
@@ -453,8 +486,8 @@ def same_files(found: PictureSet) -> Iterator[list[Picture]]:
         yield from (alike for alike in by_content.values() if len(alike) > 1)
 
 
-def _notes(found: PictureSet) -> Iterator[str]:
-    doubled = [item for alike in same_files(found) for item in alike]
+def _notes(found: PictureSet, alike: Alike) -> Iterator[str]:
+    doubled = [item for pictures in alike for item in pictures]
     leaked = {item.part for item in doubled} - {""}
     if len(leaked) > 1:
         names = ", ".join(item.name for item in doubled[:LISTED])

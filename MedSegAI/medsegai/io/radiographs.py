@@ -7,6 +7,7 @@ clipped to the window in the file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ _CLASSES = tuple(
 )
 """The SOP classes of their images."""
 
+SIDE_MM = (1e-3, 10.0)
+"""The plausible sizes of a pixel of a radiograph; others count as unknown."""
+
 _SIZES = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 """The attributes with the size of a pixel, the most accurate first."""
 
@@ -57,7 +61,7 @@ def read_radiograph(path: Path) -> Volume:
         InputError: the file is damaged, in colour, or has several frames.
     """
     try:
-        head, voxels = _pixels(path)
+        head, voxels, window_notes = _pixels(path)
         spacing, notes = _pixel_size(path, head)
     except InputError:
         raise
@@ -69,20 +73,27 @@ def read_radiograph(path: Path) -> Volume:
         voxels,
         placed(path, voxels.shape, matrix),
         str(path),
-        notes,
+        (*notes, *window_notes),
         modality=str(head.get("Modality") or "DX"),
         size_known=spacing is not None,
     )
 
 
-def _pixels(path: Path) -> tuple[pydicom.Dataset, NDArray[np.number]]:
-    """Return the header, and the pixels (1, row, column) as a viewer shows them."""
+def _pixels(path: Path) -> tuple[pydicom.Dataset, NDArray[np.number], tuple[str, ...]]:
+    """Return the header, the pixels (1, row, column) as a viewer shows them, and notes about the window."""
     with path.open("rb") as file, pydicom.config.disable_value_validation():
         head, stream = opened_header(path, file, _TAGS)
         pixels = pixel_element(head, stream)
     size = _checked_size(path, head, pixels)
     voxels = itk_voxels(path, "GDCMImageIO", size).reshape(1, int(head.Rows), int(head.Columns))
-    return head, native(_as_seen(voxels, head))
+    seen = _as_seen(voxels, head)
+    if seen is None:
+        return (
+            head,
+            native(voxels),
+            (f"{path} has a window that cannot be applied to its grey values.",),
+        )
+    return head, native(seen), ()
 
 
 _TAGS = [
@@ -113,17 +124,32 @@ def _checked_size(path: Path, head: pydicom.Dataset, pixels: Any) -> int:
             f"{path} has {head.NumberOfFrames} frames, but a radiograph must have one. Save "
             "the wanted one as a separate file."
         )
-    if int(head.get("SamplesPerPixel") or 1) != 1:
+    kind = str(head.get("PhotometricInterpretation") or "MONOCHROME2").strip()
+    if int(head.get("SamplesPerPixel") or 1) != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise InputError(f"{path} is in colour, but a radiograph is grey. Export the original.")
+    if kind == "MONOCHROME1" and head.get("PixelRepresentation"):
+        raise InputError(
+            f"{path} has signed grey values of which the lowest is white (MONOCHROME1), which cannot be read. "
+            "Export it with unsigned values or as MONOCHROME2."
+        )
     size = int(head.Rows) * int(head.Columns) * int(head.get("BitsAllocated") or 8) // 8
     check_pixels(path, head, pixels, size)
     return size
 
 
-def _as_seen(voxels: NDArray[np.number], head: pydicom.Dataset) -> NDArray[np.number]:
-    """Return grey values within the window. ITK has inverted MONOCHROME1, so that larger values are whiter."""
+def _as_seen(voxels: NDArray[np.number], head: pydicom.Dataset) -> NDArray[np.number] | None:
+    """Return grey values within the window; None if it has no width, or leaves one grey of many."""
     if "WindowWidth" not in head and "VOILUTSequence" not in head:
         return voxels
+    try:
+        seen = _windowed(voxels, head)
+    except DAMAGE:
+        return None
+    return None if seen.min() == seen.max() and voxels.min() < voxels.max() else seen
+
+
+def _windowed(voxels: NDArray[np.number], head: pydicom.Dataset) -> NDArray[np.number]:
+    """Apply the window. ITK has inverted MONOCHROME1, so that larger values are whiter."""
     if str(head.get("PhotometricInterpretation", "")).strip() != "MONOCHROME1":
         return np.asarray(apply_voi_lut(voxels, head), dtype=np.float32)
     # The window refers to the values before the inversion.
@@ -139,9 +165,10 @@ def _pixel_size(
     """Return the distance of rows and of columns in mm, or None if unknown, and notes on its accuracy."""
     for name in _SIZES:
         value = head.get(name)
-        if value is None or len(value) != 2 or not min(float(part) for part in value) > 0:
+        sides = [float(part) for part in value] if isinstance(value, Sequence) else []
+        if len(sides) != 2 or not all(SIDE_MM[0] <= side <= SIDE_MM[1] for side in sides):
             continue
-        rows, columns = (float(part) for part in value)
+        rows, columns = sides
         where = "the detector, where the body is magnified by a few per cent"
         note = f"{path} states the size of its pixels at {where}."
         return (rows, columns), (note,) if name == "ImagerPixelSpacing" else ()

@@ -11,7 +11,7 @@ Numbers: TypeAlias = "float | tuple[Numbers, ...]"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a number, or each number of a tuple, may be.
+    """What a number, or each number of a tuple, may be. Infinity and what is not a number are never allowed.
 
     Attributes:
         least, most: the limits.
@@ -31,7 +31,8 @@ class Limits:
                 case (int() | float() as low, int() | float() as high) if low > high:
                     return f"is a range, so {low:g} must not be more than {high:g}"
             return next(filter(None, map(self.problem, value)), None)
-        if self.least <= value <= self.most and not (self.above and value == self.least):
+        outside = value in (math.inf, -math.inf) or not self.least <= value <= self.most
+        if not outside and not (self.above and value == self.least):
             return None
         return f"must {self._words()}, not {_text(value)}"
 

@@ -95,7 +95,7 @@ def choose_compute(device: str = "auto", backend: str = "auto", precision: str =
         DeviceError: this computer does not have the device or backend; the message says what it has.
     """
     limit_threads()
-    chosen = _choose_device(device)
+    chosen = choose_device(device)
     if chosen.type == "cuda":
         if backend == "openvino":
             raise DeviceError(
@@ -274,24 +274,33 @@ def _halve_decoders(network: nn.Module, dtype: torch.dtype) -> None:
                     setattr(block, key, _HalfConv2d(layer, dtype))
 
 
-def _choose_device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """Return the device of a name; `auto` takes the GPU with most free memory.
+
+    Raises:
+        DeviceError: the device is unknown, or does not exist on this computer.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         if not count:
             return CPU
         free = [torch.cuda.mem_get_info(index)[0] for index in range(count)]
         return torch.device("cuda", free.index(max(free)))
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise DeviceError(
-            f"The device {device!r} is unknown. Choose auto, cpu, cuda or cuda:N."
-        ) from None
+    chosen = _named_device(device)
     if chosen.type == "cuda" and (chosen.index or 0) < count:
         return torch.device("cuda", chosen.index or 0)
     if chosen.type != "cpu":
         raise _missing(device, count)
     return CPU
+
+
+def _named_device(device: str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise DeviceError(
+            f"The device {device!r} is unknown. Choose auto, cpu, cuda or cuda:N."
+        ) from None
 
 
 def _missing(device: str, count: int) -> DeviceError:

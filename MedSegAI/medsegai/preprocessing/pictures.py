@@ -36,7 +36,8 @@ class PictureSettings:
             zeros. None where the network sees tiles of the image's own pixels.
         patch: (height, width) of these tiles.
         intensity: "percentile" maps the 0.5 and 99.5 percentiles of the image to 0 and 1, for radiographs; "unit"
-            maps the range of eight bits to 0 to 1, for photographs (of other images, zero to the largest value).
+            maps the range of eight bits to 0 to 1, for photographs (of other images, zero, or the
+            lowest value if it is negative, to the largest).
         mean, std: the mean and standard deviation by which each channel is then normalised; empty for 0 and 1.
     """
 
@@ -66,7 +67,8 @@ class PictureSettings:
         if self.intensity == "percentile":
             low, high = np.percentile(values, (LOW_PERCENT, HIGH_PERCENT))
         else:
-            low, high = 0.0, 255.0 if pixels.dtype == np.uint8 else float(values.max())
+            low = min(0.0, float(values.min()))  # grey values may be signed
+            high = 255.0 if pixels.dtype == np.uint8 else float(values.max())
         if high <= low:
             return np.zeros(values.shape, np.float32)
         return np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)

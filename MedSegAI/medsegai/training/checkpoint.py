@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from medsegai.system.torch_version import is_sound
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+BOARD = "tensorboard"
+"""The folder of what TensorBoard shows."""
 
 
 def best_weights_name(view: str) -> str:
@@ -47,9 +50,10 @@ def refuse_earlier_run(folder: Path) -> None:
 
 
 def remove_beginning(folder: Path) -> None:
-    """Remove the checkpoint and the log of a run that learned nothing, so that it can be started again."""
+    """Remove what a run that learned nothing has written, so that it can be started again."""
     for name in (CHECKPOINT, LOG):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / BOARD, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -64,13 +68,25 @@ def claimed(folder: Path, alone: bool = True) -> Iterator[None]:
         OutputError: the folder cannot be written, or another training is at work there.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with reserved([folder / CHECKPOINT] if alone else []):
+        with _made(folder), reserved([folder / CHECKPOINT] if alone else []):
             yield
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be written: {error}. Free space or choose another folder."
         ) from error
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder if it is missing, and remove it again if it is still empty at the end of the block."""
+    missing = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if missing:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -122,7 +138,7 @@ def _loaded(path: Path, device: torch.device) -> tuple[dict[str, Any], str]:
 
 
 def case_hash(cases: Iterable[Sequence[object]]) -> str:
-    """A hash of what a training learns from: of each case its name, and what must stay in one fold with it."""
+    """A hash of what a training learns from: of each case its name, group and content."""
     return hashlib.sha256(json.dumps(sorted(map(list, cases)), default=str).encode()).hexdigest()[
         :16
     ]
@@ -132,12 +148,13 @@ def check_same_cases(state: Mapping[str, Any], cases: str, folder: Path) -> None
     """Compare the cases of a checkpoint with those of now, see `case_hash`.
 
     Raises:
-        RequestError: they differ, so that cases would be judged by networks that have learned from them.
+        RequestError: they differ, so that cases would be judged by networks that have learned from them, or from
+            other pictures under their names.
     """
     if state.get("cases", cases) != cases:
         raise RequestError(
-            f"{folder} was started with other cases or groups, so its folds differ. Undo what was changed, "
-            "or start again in another folder."
+            f"{folder} was started with other cases, groups or pictures. Undo what was changed, or start again "
+            "in another folder."
         )
 
 

@@ -225,7 +225,7 @@ def read_training_file(
 
 def _read_toml(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise RequestError(
             f"{path} does not exist. Give the path of a training file (TOML)."

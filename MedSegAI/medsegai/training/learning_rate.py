@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medsegai.evaluation.drawing import new_figure
+from medsegai.evaluation.drawing import new_figure, save_figure
 
 LOWEST, HIGHEST = 1e-6, 1.0
 """The range in which a learning rate is searched."""
@@ -84,5 +84,5 @@ def draw_rates(found: FoundRate, path: Path) -> bool:
         xlabel="learning rate", ylabel="loss", xscale="log", title=f"{found.rate:.2g} is taken"
     )
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
     return True

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, ModelError
 from medsegai.evaluation.folds import stratified_folds
 from medsegai.io.picture_sets import PictureSet
 from medsegai.networks.classifier import CellClassifier
@@ -233,7 +233,7 @@ class FoldTraining:
 
     def to(self, device: torch.device) -> FoldTraining:
         self.device = device
-        self.network.to(device)
+        self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss.to(device)
         return self
 
@@ -371,8 +371,14 @@ class FoldTraining:
 
     def _learn(self, images: Tensor, targets: Tensor, optimiser: torch.optim.Optimizer) -> float:
         optimiser.zero_grad()
+        images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
             loss = self.loss(self.network(images), targets)
+        if not bool(torch.isfinite(loss)):
+            raise ModelError(
+                f"The loss of fold {self.fold.name} is not a number. Use a smaller --learning-rate, or look for "
+                "damaged pictures."
+            )
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         optimiser.step()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsegai.errors import Cancelled, InputError, RequestError
+from medsegai.errors import Cancelled, InputError, ModelError, RequestError
 from medsegai.evaluation.classification import (
     ClassifiedPictures,
     auc,
@@ -103,19 +103,32 @@ def train_patches(training: PatchTraining, options: TrainingOptions, progress: P
         logger.warning("%s", note)
     sized = SizedPictures(pictures, _size(pictures, training))
     run = PatchRun(training, sized, Encoded.of(training), options)
-    try:
-        with claimed(folder):
+    _check_describable(run)
+    with claimed(folder):
+        try:
             if run.train(progress):
                 run.finish(progress)
-    except InputError:  # a picture that cannot be read, which may be the first of all
-        if not options.resume and run.at == _Progressed():
-            remove_beginning(folder)
-        raise
-    except Cancelled:
-        raise Cancelled(
-            f"The training was stopped. Continue it with --resume and the same folder, {folder}."
-        ) from None
+        except InputError:  # a picture that cannot be read, which may be the first of all
+            if not options.resume and run.at == _Progressed():
+                remove_beginning(folder)
+            raise
+        except Cancelled:
+            raise Cancelled(
+                f"The training was stopped. Continue it with --resume and the same folder, {folder}."
+            ) from None
     return folder
+
+
+def _check_describable(run: PatchRun) -> None:
+    """Make the card that the training will end with. Raises RequestError if names or numbers do not allow one."""
+    classes = run.sized.pictures.classes
+    member = MemberCard("fold", "fold.safetensors", "", classes=_fed(classes, run.training)[1])
+    try:
+        _card(run, [member], {})
+    except ModelError as error:
+        raise RequestError(
+            f"The model of {run.sized.pictures.source} could not be written: {error}"
+        ) from error
 
 
 def _size(pictures: PictureSet, training: PatchTraining) -> tuple[int, int]:
@@ -157,7 +170,8 @@ class PatchRun:
         self.answers: dict[str, torch.Tensor] = {}
         self._resume = options.resume
         self._cases = case_hash(
-            (item.name, item.label, item.group, item.part) for item in sized.pictures.pictures
+            (item.name, item.label, item.group, item.part, sized.pictures.bytes_of(item))
+            for item in sized.pictures.pictures
         )
         self._log: RunLog | None = None
 
@@ -287,7 +301,7 @@ class PatchRun:
         )
         write_classification_report(self.folder / REPORT, content)
         logger.info("\n%s", figures.table())
-        export_classifier(self.training, self, figures.to_dict())
+        export_classifier(self, figures.to_dict())
 
     def judged(self) -> ClassifiedPictures:
         """Return the predictions of each fold for its held-out pictures."""
@@ -318,20 +332,34 @@ class PatchRun:
         return show
 
 
-def export_classifier(
-    training: PatchTraining, run: PatchRun, performance: Mapping[str, Any]
-) -> Path:
+def export_classifier(run: PatchRun, performance: Mapping[str, Any]) -> Path:
     """Write the model of a run: a card with a member for each fold, and their weights."""
     folder = run.folder / MODEL_FOLDER
     folder.mkdir(exist_ok=True)
-    classes = run.sized.pictures.classes
-    normal = normal_class(classes, training.normal)
-    labels = [number for number in range(len(classes)) if number != normal]
-    values = {number: at for at, number in enumerate(labels, start=1)}
-    fed = tuple((values[n],) if n in values else () for n in range(len(classes)))
+    fed = _fed(run.sized.pictures.classes, run.training)[1]
     members = [_saved_member(run, fold, folder, fed) for fold in run.folds]
+    write_card(_card(run, members, {"held out": dict(performance)}), folder)
+    return folder
+
+
+def _fed(
+    classes: Sequence[str], training: PatchTraining
+) -> tuple[list[str], tuple[tuple[int, ...], ...]]:
+    """Return the classes that are labels, in the order of their values, and the values that each class feeds."""
+    normal = normal_class(classes, training.normal)
+    labels = [name for number, name in enumerate(classes) if number != normal]
+    fed = tuple(() if n == normal else (labels.index(name) + 1,) for n, name in enumerate(classes))
+    return labels, fed
+
+
+def _card(
+    run: PatchRun, members: Sequence[MemberCard], performance: Mapping[str, Any]
+) -> ModelCard:
+    """Return the card of a model. Raises ModelError: a name or a number is not possible in a card."""
+    training, classes = run.training, run.sized.pictures.classes
     spacing = training.spacing_um / 1000 or 1.0
-    card = ModelCard(
+    labels = _fed(classes, training)[0]
+    return ModelCard(
         id=_identifier(training.pictures),
         name=f"Classifier of {training.pictures.stem}",
         family="patches",
@@ -339,17 +367,16 @@ def export_classifier(
         channels=tuple(Channel(name, "picture") for name in _channels(run.sized)),
         dimensions=2,
         labels=tuple(
-            Label(values[n], classes[n], COLOURS[at % len(COLOURS)]) for at, n in enumerate(labels)
+            Label(value, name, COLOURS[(value - 1) % len(COLOURS)])
+            for value, name in enumerate(labels, start=1)
         ),
         members=tuple(members),
         spacing_mm=(spacing, spacing, 1.0),
         description=f"Distinguishes {', '.join(classes)} in {training.kind}s.",
         origin=run.encoded.origin,
         settings=_settings(training, run),
-        performance={"held out": dict(performance)},
+        performance=performance,
     )
-    write_card(card, folder)
-    return folder
 
 
 def _saved_member(

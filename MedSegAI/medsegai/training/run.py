@@ -18,6 +18,7 @@ from medsegai.models.card import ModelCard, load_card
 from medsegai.models.catalogue import find_card
 from medsegai.progress import Progress
 from medsegai.training.checkpoint import (
+    BOARD,
     LOG,
     RunLog,
     best_weights_name,
@@ -119,7 +120,7 @@ class Run:
             self.save()
         if self.place.is_first:
             self.log = RunLog(self.folder / LOG, self.done)
-            self.board = Board(self.folder / "tensorboard", self.done)
+            self.board = Board(self.folder / BOARD, self.done)
 
     def advance(self, progress: Progress, limit: TimeLimit) -> None:
         """Train until the steps are done or the time is over, with checkpoints and validation on the way.

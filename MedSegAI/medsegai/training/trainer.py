@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medsegai.errors import DeviceError, ModelError
+from medsegai.networks.backends import choose_device
 from medsegai.training.config import TrainingConfig
 from medsegai.training.optimisers import build_optimiser, learning_rate_factor, set_learning_rate
 from medsegai.training.sampling import Batch, Task
@@ -253,7 +254,7 @@ def training_process(device: str) -> TrainingProcess:
     """Return the device and the rank of this process; torchrun starts the processes of a run with several.
 
     Raises:
-        DeviceError: the device does not exist.
+        DeviceError: the device is unknown, or does not exist.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -264,7 +265,7 @@ def training_process(device: str) -> TrainingProcess:
         raise DeviceError(
             "This PyTorch does not find a CUDA device. Train with --device cpu, or install PyTorch for CUDA."
         )
-    chosen = torch.device(f"cuda:{local}" if device == "cuda" and ranks > 1 else device)
+    chosen = choose_device(f"cuda:{local}" if device == "cuda" and ranks > 1 else device)
     if ranks > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return TrainingProcess(chosen, rank, ranks)

@@ -7,11 +7,12 @@ averaged over seeds if there are several.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsegai.errors import InputError, RequestError
+from medsegai.errors import InputError, ModelError, RequestError
 from medsegai.models.json_fields import NOT_IN_JSON, from_json
 from medsegai.progress import Progress
 from medsegai.training.checkpoint import CHECKPOINT
@@ -143,7 +144,7 @@ class Difference:
 def load_comparison(path: Path) -> ComparisonConfig:
     """Read a comparison file. Raises RequestError: it is missing, or has unknown keys or wrong values."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"{path} cannot be read as TOML: {error}.") from error
     try:
@@ -179,6 +180,18 @@ def trainings(config: ComparisonConfig) -> list[tuple[Network, int, Training2DCo
     ]
 
 
+@contextlib.contextmanager
+def _named(network: str) -> Iterator[None]:
+    """Let an error of a training within the block say which network of the grid it is of."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(
+            f"{network}: {error} Other networks that are trained are kept, so leave this one out, or change the "
+            "training file of all."
+        ) from error
+
+
 def run(config: ComparisonConfig, folder: Path, device: str, progress: Progress) -> list[Trained]:
     """Train the networks that are not yet trained, and read all scores; unfinished trainings continue.
 
@@ -192,7 +205,8 @@ def run(config: ComparisonConfig, folder: Path, device: str, progress: Progress)
         place = folder / network.folder(seed)
         begun = (place / CHECKPOINT).is_file()
         options = RunOptions2D(place, resume=begun, device=device, folds=config.folds)
-        train(training, options, progress)
+        with _named(f"{network.name}, seed {seed}"):
+            train(training, options, progress)
     return [
         read_trained(network.name, [folder / network.folder(seed) for seed in config.seeds])
         for network in grid(config)

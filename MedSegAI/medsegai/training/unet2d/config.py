@@ -41,7 +41,7 @@ class DataConfig:
     images: str = "images/*.png"
     labels: str = "masks/*.png"
     label_suffix: str = ""
-    threshold: int | None = None
+    threshold: int | None = limited(None, NOT_NEGATIVE)
     instances: bool = False
     border_pixels: int = limited(1, COUNT)
     groups: str = ""
@@ -92,7 +92,7 @@ class OptimiserConfig:
     frozen_epochs: int = limited(0, NOT_NEGATIVE)
     lookahead: int = limited(0, NOT_NEGATIVE)
     schedule: Literal["one_cycle", "plateau", "constant"] = "one_cycle"
-    patience: int = limited(5, NOT_NEGATIVE)
+    patience: int = limited(5, COUNT)
     early_stopping: int = limited(0, NOT_NEGATIVE)
 
 
@@ -157,6 +157,19 @@ class Training2DConfig:
                 "Training file: loss.class_weights needs "
                 f"{counted(self.classes, 'number', 'numbers')}, background first, not "
                 f"{len(weights)}."
+            )
+        self._check_data()
+
+    def _check_data(self) -> None:
+        """Raises RequestError: the data are not what the labels, or the numbers for each channel, say."""
+        if self.image.mean and len(self.image.mean) != self.data.channels:
+            raise RequestError(
+                f"Training file: image.mean has {counted(len(self.image.mean), 'number', 'numbers')} and "
+                f"data.channels is {self.data.channels}. Name one for each channel."
+            )
+        if self.data.threshold is not None and {label.value for label in self.labels} != {1}:
+            raise RequestError(
+                "Training file: with data.threshold, labels must be 1 alone, for what lies above it."
             )
         if self.data.instances and [label.value for label in self.labels] != [1, 2]:
             raise RequestError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,17 +45,35 @@ class PictureCase:
     target: NDArray[np.uint8]
     objects: NDArray[np.int32] | None = None
 
+    def content(self) -> str:
+        """Return a hash of the pixels and their classes."""
+        return hashlib.sha256(self.image.tobytes() + self.target.tobytes()).hexdigest()
+
 
 def read_cases(config: Training2DConfig) -> list[PictureCase]:
     """Read all cases of a training file, sorted by name.
 
     Raises:
         RequestError: no file matches, or images and label maps cannot be paired.
-        InputError: a file cannot be read, differs in size from its partner, or holds unknown labels.
+        InputError: a file cannot be read, differs in size from its partner, or holds unknown labels; or a label is
+            in none of them.
     """
     pairs = find_pairs(config)
     groups = read_groups(config, list(pairs))
-    return [read_case(config, name, groups[name], *files) for name, files in sorted(pairs.items())]
+    cases = [read_case(config, name, groups[name], *files) for name, files in sorted(pairs.items())]
+    _check_labels(config, cases)
+    return cases
+
+
+def _check_labels(config: Training2DConfig, cases: Sequence[PictureCase]) -> None:
+    """Raise InputError if a label is in no label map, so that nothing could be learned of it."""
+    found = set().union(*(np.unique(case.target).tolist() for case in cases))
+    for number, label in enumerate(config.labels, start=1):
+        if number not in found:
+            raise InputError(
+                f"No label map of {config.root} has a pixel of the label {label.name!r}. Check data.labels, "
+                "data.threshold and data.border_pixels, or leave out the label."
+            )
 
 
 def find_pairs(config: Training2DConfig) -> dict[str, tuple[Path, Path]]:

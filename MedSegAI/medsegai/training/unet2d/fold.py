@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 LARGEST_GRADIENT = 10.0
 """The largest norm of the gradient of all weights; longer gradients are clipped."""
 
+WHAT_TO_DO = "Use a smaller optimiser.learning_rate, or look for damaged images."
+"""What messages about numbers that are infinite or missing advise."""
+
 MOST_SETTLING = 8
 """The number of batches from which batch norms take their statistics after an epoch."""
 
@@ -94,7 +97,15 @@ class Fold:
             losses.append(self._step(images, classes))
         self.epoch += 1
         self.settle(ready)
+        self._check_finite()
         return float(np.mean(losses))
+
+    def _check_finite(self) -> None:
+        """Raise ModelError: a weight, or a mean or variance of a batch norm, is not a number."""
+        if not all(values.isfinite().all() for values in self.network.state_dict().values()):
+            raise ModelError(
+                f"Weights of {self.name} are not numbers after epoch {self.epoch}. {WHAT_TO_DO}"
+            )
 
     def _train_layers(self) -> None:
         """Set the layers to training; those of the encoder stay frozen in the first epochs."""
@@ -161,8 +172,7 @@ class Fold:
         loss = self.loss.of_all(answers, classes)
         if not bool(torch.isfinite(loss)):
             raise ModelError(
-                f"The loss of {self.name} is not a number in epoch {self.epoch + 1}. Use a "
-                "smaller optimiser.learning_rate, or look for damaged images."
+                f"The loss of {self.name} is not a number in epoch {self.epoch + 1}. {WHAT_TO_DO}"
             )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)

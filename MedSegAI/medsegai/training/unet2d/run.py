@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medsegai.errors import Cancelled, ModelError, RequestError
+from medsegai.errors import Cancelled, InputError, ModelError, RequestError, counted
 from medsegai.io import write_card, write_table
 from medsegai.io.atomic import write_json
 from medsegai.models.card import (
@@ -28,6 +28,7 @@ from medsegai.models.json_fields import to_json
 from medsegai.networks.unet2d import UNet2D
 from medsegai.progress import Progress
 from medsegai.training.checkpoint import (
+    BOARD,
     LOG,
     RunLog,
     best_weights_name,
@@ -91,6 +92,7 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
     device = training_process(options.device).device
     cases = read_cases(config)
     held_out = folds_of(cases, config.folds, config.seed)
+    _check_enough(config, len(cases) - max(map(len, held_out)))
     check_buildable(config, chosen[0], device)
     with claimed(folder):
         run = Run(config, cases, folder, device)
@@ -104,6 +106,15 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
                 remove_beginning(folder)
             raise
         return run.end()
+
+
+def _check_enough(config: Training2DConfig, cases: int) -> None:
+    """Raise InputError if the cases of a fold do not make a batch of two, which batch norms need."""
+    if cases * config.patches_per_image < 2:
+        raise InputError(
+            f"{config.root} leaves {counted(cases, 'case', 'cases')} to learn from in a fold, which is too few. "
+            "Add cases, or use a larger patches_per_image."
+        )
 
 
 def check_buildable(config: Training2DConfig, number: int, device: torch.device) -> None:
@@ -131,7 +142,7 @@ class Run:
     ) -> None:
         self.config, self.folder, self.device = config, folder, device
         self.ready = made_ready(config, cases)
-        self._cases = case_hash((case.name, case.group) for case in cases)
+        self._cases = case_hash((case.name, case.group, case.content()) for case in cases)
         self.scores: dict[str, list[dict[str, Any]]] = {}
         self.seconds: dict[str, float] = {}
         self.origin = ""
@@ -149,7 +160,7 @@ class Run:
         else:
             self._save(None, 0)  # so that a training that stops in the first epoch can be resumed
         self._log = RunLog(self.folder / LOG, step)
-        self._board = Board(self.folder / "tensorboard", step)
+        self._board = Board(self.folder / BOARD, step)
 
     def advance(
         self, number: int, names: Sequence[str], progress: Progress, limit: TimeLimit
