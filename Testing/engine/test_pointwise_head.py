@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medsegai.families._sliding import Window, logits_by_planes
 from medsegai.networks.monai_networks import KINDS, Description
@@ -95,3 +95,30 @@ def test_a_head_after_the_blending_gives_the_blended_answers() -> None:
     for features, logits in zip(planes, expected, strict=True):
         found = head.into(features, torch.empty(7, *features.shape[1:]))
         torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_logits_may_lie_in_memory_by_voxel(order: tuple[int, int, int]) -> None:
+    """As those of OpenVINO do, in the axes of the network."""
+    network = nn.Conv3d(1, 3, 3, padding=1)
+    at = Window(
+        torch.randn(1, 9, 7, 8),
+        (slice(0, 9), slice(0, 7), slice(0, 8)),
+        (5, 4, 3),
+        rows=[0, 4],
+        corners=[(j, i) for j in (0, 3) for i in (0, 3, 5)],
+        importance=torch.rand(5, 4, 3) + 0.1,
+    )
+
+    def by_voxel(patches: Tensor) -> Tensor:
+        turned = [2 + axis for axis in order]
+        answer = network(patches).permute(0, *turned, 1).contiguous()
+        return answer.permute(0, 4, *(1 + order.index(axis) for axis in range(3)))
+
+    image = torch.zeros(1, 1, 5, 4, 3)
+    assert by_voxel(image).stride(1) == 1
+    torch.testing.assert_close(by_voxel(image), network(image))
+    expected = list(logits_by_planes(at, [(network, 1.0)], 0, 3, []))
+    found = list(logits_by_planes(at, [(by_voxel, 1.0)], 0, 3, []))
+    torch.testing.assert_close(found, expected)

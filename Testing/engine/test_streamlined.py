@@ -59,6 +59,26 @@ def test_it_gives_the_logits_of_a_network_for_images(decoder: str, shape: tuple[
     assert all(torch.equal(after[name], values) for name, values in before.items())
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 8, 12), (1, 6, 4, 6, 8)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norms_are_those_of_torch_far_from_zero_too(
+    shape: tuple[int, ...], affine: bool
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.GroupNorm(3, 6, affine=affine), nn.ReLU()).eval()
+    if affine:
+        nn.init.normal_(network[0].weight)
+        nn.init.normal_(network[0].bias)
+    features = 100 + torch.randn(shape) * torch.rand(1, 6, *[1] * (len(shape) - 2))
+    fast = streamlined(network)
+    assert not any(isinstance(layer, nn.GroupNorm) for layer in fast.modules())
+    with torch.inference_mode():
+        exact = network.double()(features.double()).float()
+        torch.testing.assert_close(fast.float()(features), exact, rtol=1e-4, atol=1e-4)
+    other = streamlined(nn.Sequential(nn.GroupNorm(2, 6, affine=affine), nn.ReLU()))
+    assert repr(fast) != repr(other)  # or it could be taken for its compiled form
+
+
 def test_another_network_stays_as_it_is() -> None:
     other = nn.Conv2d(1, 1, 1)
     assert streamlined(other) is other

@@ -185,11 +185,11 @@ class _Sums:
         tile = _beside(self._at, corner)
         for first in range(0, logits.shape[1], PLANES_TURNED):
             part = logits[:, first : first + PLANES_TURNED].to(self._importance.device)
-            if part.stride(-1) != 1:
+            if 1 not in (part.stride(-1), part.stride(0)):
                 part = part.contiguous()
             for number, value in enumerate(part.unbind(1), first):
                 plane = self._planes[number][(slice(first_class, None), *tile)]
-                plane.addcmul_(value, self._importance[number], value=weight)
+                plane.addcmul_(_by_class(value), self._importance[number], value=weight)
 
     def count(self) -> None:
         """Let a whole row of tiles weigh in."""
@@ -212,6 +212,14 @@ class _Sums:
             new = 0 if self._at.reversed else last
             self._planes.insert(new, plane.zero_())
             self._weights.insert(new, weights.zero_())
+
+
+def _by_class(plane: Tensor) -> Tensor:
+    """Return logits (class, j, i) with those of a class together: a transposed matrix is the fastest way."""
+    if plane.stride(0) != 1 or len(plane) == 1:
+        return plane
+    pixels = plane.permute(1, 2, 0).flatten(0, 1)
+    return pixels.t().contiguous().view(plane.shape)
 
 
 def beside_the_heap(shape: Sequence[int], device: torch.device) -> Tensor:

@@ -7,7 +7,6 @@ as torch and needs no compiler. The family says which parts of a network tolerat
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from medsegai.errors import DeviceError
 from medsegai.networks.measured import MeasuredRunner
+from medsegai.networks.streamlined import streamlined, with_same_weights
 from medsegai.system.machine import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def make_runner(
     network: nn.Module, compute: Compute, dropout: bool = False, half: Half = "decoders"
 ) -> Runner:
     """Make a runner for `network`, which stays unchanged. With `dropout` its dropout layers are active."""
-    network = _with_same_weights(network).eval()
+    network = with_same_weights(network).eval()
     for layer in network.modules():
         if isinstance(layer, _DropoutNd):
             layer.train(dropout)
@@ -153,21 +153,12 @@ def make_runner(
 def _openvino_runner(network: nn.Module, compute: Compute, whole: torch.dtype) -> Runner:
     """Compile a network; one that had to be exported runs in PyTorch until OpenVINO proves faster."""
     from medsegai.networks.openvino import OpenVinoRunner
-    from medsegai.networks.streamlined import streamlined
 
     precision: Literal["f32", "bf16"] = "f32" if whole is torch.float32 else "bf16"
     compiled = OpenVinoRunner(streamlined(network), precision)
     if compiled.is_exported:
         return MeasuredRunner(TorchRunner(network, compute.device, whole), compiled)
     return compiled
-
-
-def _with_same_weights(network: nn.Module) -> nn.Module:
-    """Copy the layers but share the weights, so that the weights are not in memory twice."""
-    same: dict[int, object] = {id(values): values for values in network.buffers()}
-    for values in network.parameters():
-        same[id(values)] = nn.Parameter(values.data, requires_grad=False)
-    return copy.deepcopy(network, same)
 
 
 class TorchRunner:

@@ -42,6 +42,8 @@ class Kind:
         dropped: arguments that older versions of MONAI had, or that only training needs.
         forbidden: arguments that would load files, or hold more than plain values.
         exported: whether OpenVINO cannot convert a trace of it, and needs it exported.
+        levels: the argument with an entry for each level of resolution, if a trace of a small image is one for
+            all sizes: a trace computes its image.
         head: the last layer, if it takes each voxel by itself: see `pointwise_head`.
     """
 
@@ -49,6 +51,7 @@ class Kind:
     dropped: frozenset[str] = frozenset()
     forbidden: frozenset[str] = frozenset()
     exported: bool = False
+    levels: str = ""
     head: str = ""
 
 
@@ -60,8 +63,10 @@ KINDS: dict[str, Kind] = {
     "DynUNet": Kind(),
     "FlexibleUNet": Kind(dropped=frozenset({"pretrained"})),
     "HighResNet": Kind(),
-    "SegResNet": Kind(head="conv_final.2.conv"),
-    "SegResNetDS": Kind(forbidden=frozenset({"preprocess"}), head="up_layers.{last}.head"),
+    "SegResNet": Kind(levels="blocks_down", head="conv_final.2.conv"),
+    "SegResNetDS": Kind(
+        levels="blocks_down", forbidden=frozenset({"preprocess"}), head="up_layers.{last}.head"
+    ),
     "SegResNetDS2": Kind(forbidden=frozenset({"preprocess"})),
     "SwinUNETR": Kind(
         dropped=frozenset({"img_size", "use_checkpoint"}),
@@ -112,16 +117,23 @@ def network_name(target: str) -> str | None:
 class FirstAnswer(nn.Module):
     """A network of MONAI that returns one tensor, even if its class returns a list of tensors."""
 
-    def __init__(self, network: nn.Module, description: str, exported: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        description: str,
+        exported: bool = False,
+        smallest: Sequence[int] | None = None,
+    ) -> None:
         """Wrap `network`.
 
         Args:
             network: of MONAI.
             description: tells apart networks of the same layers that use them in other ways.
             exported: see `Kind`.
+            smallest: the sizes of an image whose trace is one for all sizes; None if there is none.
         """
         super().__init__()
-        self.network, self.exported = network, exported
+        self.network, self.exported, self.smallest = network, exported, smallest
         self._description = description
 
     def extra_repr(self) -> str:
@@ -189,7 +201,13 @@ class Description:
         network.load_state_dict(floats, assign=True)
         for values in network.parameters():
             values.requires_grad_(False)
-        return FirstAnswer(network, repr(self), KINDS[self.name].exported).eval()
+        exported = KINDS[self.name].exported
+        return FirstAnswer(network, repr(self), exported, self._smallest()).eval()
+
+    def _smallest(self) -> list[int] | None:
+        """Return the sizes of an image that is two voxels wide at the coarsest level: see `Kind.levels`."""
+        levels = _bound(self.name, self.arguments, KINDS[self.name]).get(KINDS[self.name].levels)
+        return None if levels is None else [2 ** len(levels)] * self.dimensions
 
     def _check_fit(self, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         for name in given.keys() - wanted.keys():
