@@ -6,7 +6,6 @@ Slow modules are not imported here, because Slicer runs this file at every start
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -331,11 +330,11 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
     @staticmethod
     def report(segmentationNode: SegmentationNode) -> dict[str, Any]:
         """Return the origin of a segmentation: volumes, seconds per stage, model hashes and versions."""
-        from MedSegAILib.scene import REPORT_ATTRIBUTE
         from MedSegAILib.scene.nodes import check_segmentation
+        from MedSegAILib.scene.segments import report_of
 
         check_segmentation(segmentationNode)
-        return dict(json.loads(segmentationNode.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
+        return report_of(segmentationNode)
 
 
 _worker: WorkerClient | None = None

@@ -14,8 +14,9 @@ from slicer.util import updateVolumeFromArray, vtkMatrixFromArray
 from medsegai.errors import GeometryError, InputError
 from medsegai.request import SegmentationResult
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.scene import ReviewState, Scene
+from MedSegAILib.scene import REPORT_ATTRIBUTE, ReviewState, Scene
 from MedSegAILib.scene.layers import layers_of
+from MedSegAILib.scene.segments import REMARKS_TAG, measures_of
 from scene_images import (
     LEFT,
     LEFT_ID,
@@ -136,6 +137,64 @@ def test_after_a_region_the_segment_is_still_the_ais(room: Again) -> None:
 
 
 # --- what is never changed -------------------------------------------------------------------------
+
+
+def region_around(room: Again, i: int, j: int, k: int, reach_mm: float) -> list[float]:
+    center = room.image.geometry.ijk_to_ras @ [i, j, k, 1.0]
+    return [value for c in center[:3] for value in (c - reach_mm, c + reach_mm)]
+
+
+def test_a_region_says_nothing_about_structures_outside_of_it(mrml: Any) -> None:
+    """What a person noted, and what was measured of whole structures, stays."""
+    room = Again(mrml, "plain", "no transform")
+    whole = dataclasses.replace(result_for(room.image, two_blocks()), warnings=("old",))
+    whole = dataclasses.replace(
+        whole, structures=tuple(dataclasses.replace(one, iou=0.9) for one in whole.structures)
+    )
+    room.node = room.scene.write(room.volume, whole)
+    before, tag = room.scene.report(room.node), room.node.GetSegmentation().GetSegment
+    states = {LEFT_ID: ReviewState.IN_PROGRESS, STEM_ID: ReviewState.COMPLETED}
+    for name, state in states.items():
+        room.scene.set_review_state(room.node, name, state)
+    region = region_around(room, 3, 4, 3, 1.2)
+    new = dataclasses.replace(room.result(region=region), warnings=("new",))
+    output = update(room.node, change_locked=True)
+    room.scene.write(room.volume, new, output)
+    assert (room.mask(LEFT_ID) != (two_blocks() == LEFT.value)).any()
+    for name, state in states.items():
+        assert room.scene.review_state(room.node, name) is state
+        assert measures_of(tag(name)) == {"iou": 0.9}
+    report = room.scene.report(room.node)
+    (updated,) = report.pop("updated")
+    assert updated["warnings"] == ["new"]
+    assert report == before | {"warnings": ["old", "new"]}
+    room.scene.write(room.volume, new, output)
+    assert len(room.scene.report(room.node)["updated"]) == 2
+
+
+def test_a_completed_segment_that_a_region_changes_is_to_be_reviewed_again(mrml: Any) -> None:
+    room = Again(mrml, "plain", "no transform")
+    room.scene.set_review_state(room.node, LEFT_ID, ReviewState.COMPLETED)
+    region = region_around(room, 3, 4, 3, 1.2)
+    room.write(update(room.node, change_locked=True), region=region)
+    assert room.scene.review_state(room.node, LEFT_ID) is ReviewState.NOT_STARTED
+
+
+def test_a_flag_of_a_person_stays_and_one_of_the_ai_goes_with_its_reason(room: Again) -> None:
+    for name in (LEFT_ID, STEM_ID):
+        room.scene.set_review_state(room.node, name, ReviewState.FLAGGED)
+    room.segment(STEM_ID).SetTag(REMARKS_TAG, "was strange")
+    room.write()
+    assert room.scene.review_state(room.node, LEFT_ID) is ReviewState.FLAGGED
+    assert room.scene.review_state(room.node, STEM_ID) is ReviewState.NOT_STARTED
+
+
+def test_a_report_that_other_software_damaged_counts_as_none(room: Again) -> None:
+    for text in ("{", "[1, 2]", "null", '"text"'):
+        room.node.SetAttribute(REPORT_ATTRIBUTE, text)
+        assert room.scene.report(room.node) == {}
+        room.write(region=region_around(room, 3, 4, 3, 1.2))
+        assert room.scene.report(room.node)["warnings"] == []
 
 
 def test_a_completed_segment_stays(room: Again) -> None:

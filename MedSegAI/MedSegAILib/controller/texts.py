@@ -102,14 +102,20 @@ def verdict(rows: Sequence[StructureRow], report: Mapping[str, Any]) -> Verdict:
         line += _(", all completed")
     elif any(row.quality for row in rows):
         line += _(", none to check")
-    return Verdict(line.format(count=len(open_rows)), tone, "\n".join(_details(report)))
+    details = "\n".join(_details(rows, report))
+    return Verdict(line.format(count=len(open_rows)), tone, details)
 
 
-def _details(report: Mapping[str, Any]) -> list[str]:
+def _details(rows: Sequence[StructureRow], report: Mapping[str, Any]) -> list[str]:
     """Return the details as sentences: structures that were not found, remarks, device and time."""
     if not report:
         return []
-    missing = [item["name"] for item in report.get("structures", ()) if not item["voxels"]]
+    found = {row.name for row in rows if row.volume_ml}  # a region may have been run again
+    missing = [
+        item["name"]
+        for item in report.get("structures", ())
+        if not item["voxels"] and item["name"] not in found
+    ]
     provenance = report.get("provenance", {})
     lines = [*report.get("warnings", ())]
     if missing and len(missing) <= NAMED_AT_MOST:

@@ -6,7 +6,6 @@ half-made changes, because everything is planned before the scene changes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from MedSegAILib.scene.exporting import ExportSource
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.refining import Draft, RefinedPreview
 from MedSegAILib.scene.review import ReviewState
-from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_value, segment_id
+from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_value, report_of, segment_id
 from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.uncertainty import Walk
 from MedSegAILib.scene.undo import SaveUndo, no_undo
@@ -206,7 +205,7 @@ class Scene:
 
     def report(self, segmentation: SegmentationNode) -> dict[str, Any]:
         """Return the origin of a segmentation, see `SegmentationResult.report`; empty if it is not the AI's."""
-        return dict(json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
+        return report_of(segmentation)
 
     def label_value(self, segmentation: SegmentationNode, segment: str) -> int | None:
         """The label that the AI wrote into a segment."""

@@ -22,12 +22,11 @@ from MedSegAILib.scene.layers import Layer, boxes, layers_of, on_grid
 from MedSegAILib.scene.measuring import (
     field_of_view,
     renumbered,
-    report_of,
     scan_of,
     scan_place,
 )
 from MedSegAILib.scene.review import is_locked
-from MedSegAILib.scene.segments import label_of, label_value, painted, values_of
+from MedSegAILib.scene.segments import label_of, label_value, painted, report_of, values_of
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 

@@ -5,10 +5,8 @@ Overlapping segments are in different label maps, as in the scene.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from medsegai.worker.requests import MeasurementRequest, Part
 from MedSegAILib.scene.inputs import check_image, read, transform_to_world
 from MedSegAILib.scene.layers import Layer, grid_around, layers_of, offset_in, on_grid
 from MedSegAILib.scene.merging import drawn_on, lattice, place_in
-from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_of, label_value, values_of
+from MedSegAILib.scene.segments import label_of, label_value, report_of, values_of
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 
@@ -135,11 +133,6 @@ def models_of(segmentation: SegmentationNode) -> tuple[str, ...]:
     """Return the ids of the models that made a segmentation, from its report."""
     made = report_of(segmentation).get("provenance", {})
     return tuple(str(item["id"]) for item in made.get("models", ()))
-
-
-def report_of(segmentation: SegmentationNode) -> dict[str, Any]:
-    """Return the origin of a segmentation; empty if MedSegAI did not make it."""
-    return dict(json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}"))
 
 
 def _held(layers: Sequence[Layer], names: Sequence[str]) -> Iterable[tuple[Layer, list[str]]]:

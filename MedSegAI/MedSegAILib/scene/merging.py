@@ -40,6 +40,7 @@ from MedSegAILib.scene.segments import (
     result_layers,
     segment_id,
     sign,
+    sign_part,
 )
 from MedSegAILib.scene.surfaces import has_surfaces, keep, remove_surfaces
 from MedSegAILib.slicer_types import Segmentation, SegmentationNode, VolumeNode, VTKObject
@@ -63,13 +64,15 @@ class Plan:
     Attributes:
         layers: all label maps that differ from the present ones.
         written: the written structures, and the digest of the content of their segments; "" if a part was drawn by
-            a person.
+            a person, None if a region leaves the segment as it is.
         notes: what is not changed, and why, as sentences for the user.
+        in_region: whether the result is that of a region, so that it says nothing about whole structures.
     """
 
     layers: tuple[Layer, ...]
-    written: Mapping[str, tuple[Target, str]]
+    written: Mapping[str, tuple[Target, str | None]]
     notes: tuple[str, ...] = ()
+    in_region: bool = False
 
     @property
     def new_segments(self) -> tuple[str, ...]:
@@ -123,7 +126,8 @@ def plan_update(
         else:
             targets.append(Target(measures, name, is_new=False, painted=name in by_hand))
     layers, written = fill(segmentation, layers, source, result, targets, apart=True)
-    return Plan(layers, written, tuple(_notes(locked, edited, result, found, add)))
+    notes = tuple(_notes(locked, edited, result, found, add))
+    return Plan(layers, written, notes, in_region=bool(result.region))
 
 
 def plan_addition(
@@ -177,7 +181,12 @@ def _fill_segments(
             label = target.measures.label
             segment = new_segment(label, _free_name(segments, label.name))
             segments.AddSegment(segment, target.segment_id)
-        sign(segments.GetSegment(target.segment_id), target.measures, content)
+        if content is None:
+            continue
+        if plan.in_region and not target.is_new:
+            sign_part(segments.GetSegment(target.segment_id), target.measures.label, content)
+        else:
+            sign(segments.GetSegment(target.segment_id), target.measures, content)
     for image, layer in images:
         for name, value in layer.values.items():
             segment = segments.GetSegment(name)
@@ -214,7 +223,7 @@ def fill(
     result: SegmentationResult,
     targets: Sequence[Target],
     apart: bool,
-) -> tuple[tuple[Layer, ...], Mapping[str, tuple[Target, str]]]:
+) -> tuple[tuple[Layer, ...], Mapping[str, tuple[Target, str | None]]]:
     """Return the label maps with the targets, and what is written: see `Plan`.
 
     Args:
@@ -239,13 +248,16 @@ def fill(
         for layer in result_layers(result, place)
     ]
     bases, rest = layers_without(present.layers, present.changing, present.grid)
-    packer, written = Packer(grid, bases), {}
+    packer = Packer(grid, bases)
+    written: dict[str, tuple[Target, str | None]] = {}
     before, after = Masks(_changing_layers(present)), Masks(incoming)
     for target in targets:
         mask, box, own = _content(target, present, before, after)
         value = target.measures.label.value
         packer.add(target.segment_id, mask, box, value)
-        written[target.segment_id] = (target, "" if own else digest(mask))
+        kept = result.region and np.array_equal(mask, before.mask(target.segment_id, box))
+        content = "" if own else digest(mask)
+        written[target.segment_id] = (target, None if kept and not target.is_new else content)
     return (*packer.layers(), *rest), written
 
 

@@ -178,7 +178,8 @@ def _plan(
         structures=tuple(target.measures for target in targets),
         region=result.region,
     )
-    return Plan(*fill(node, layers_of(node), source, written, targets, apart=True))
+    filled = fill(node, layers_of(node), source, written, targets, apart=True)
+    return Plan(*filled, in_region=bool(result.region))
 
 
 def _targets(node: SegmentationNode, found: Numbers, older: _Older, box: Box) -> Iterator[Target]:

@@ -45,6 +45,7 @@ from MedSegAILib.scene.segments import (
     REPORT_ATTRIBUTE,
     digests,
     label_of,
+    report_of,
     tag_of,
     values_of,
 )
@@ -163,7 +164,7 @@ def apply_refinement(writer: Writer, read_as: Draft, result: RefinementResult) -
 
 
 def _append_report(segmentation: SegmentationNode, result: RefinementResult) -> None:
-    report = json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}")
+    report = report_of(segmentation)
     report.setdefault(REFINED, []).extend(dict(item) for item in result.report)
     segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(report))
 

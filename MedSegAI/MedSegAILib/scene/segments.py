@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import slicer
@@ -59,6 +61,18 @@ _MEASURES = (
     "mutual_information",
     "expected_dice",
 )
+
+
+def report_of(segmentation: SegmentationNode) -> dict[str, Any]:
+    """Return the origin of a segmentation, see `SegmentationResult.report`; empty if MedSegAI did not make it.
+
+    An entry that other software damaged counts as none.
+    """
+    try:
+        report = json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}")
+    except ValueError:
+        return {}
+    return report if isinstance(report, dict) else {}
 
 
 def segment_id(label: Label) -> str:
@@ -157,11 +171,12 @@ def set_looks(segment: Segment, looks: Looks) -> None:
 
 
 def sign(segment: Segment, measures: StructureMeasures, content: str) -> None:
-    """Record on a segment what the AI wrote into it, and flag it if there are remarks.
+    """Record on a segment what the AI wrote into it, and flag it if there are remarks, or a person did.
 
     Args:
         content: the digest of the segment's voxels, or "" if a person drew some of them.
     """
+    by_hand = state_of(segment) is ReviewState.FLAGGED and not remarks_of(segment)
     segment.SetTag(LABEL_TAG, str(measures.label.value))
     known = {name: getattr(measures, name) for name in _MEASURES}
     text = ";".join(
@@ -171,11 +186,28 @@ def sign(segment: Segment, measures: StructureMeasures, content: str) -> None:
     )
     remarks = "; ".join(measures.remarks).replace("|", "/")  # which separates tags in a file
     for tag, value in ((DIGEST_TAG, content), (MEASURES_TAG, text), (REMARKS_TAG, remarks)):
-        if value:
-            segment.SetTag(tag, value)
-        else:
-            segment.RemoveTag(tag)
-    set_state(segment, ReviewState.FLAGGED if remarks else ReviewState.NOT_STARTED)
+        _set_tag(segment, tag, value)
+    flagged = bool(remarks) or by_hand
+    set_state(segment, ReviewState.FLAGGED if flagged else ReviewState.NOT_STARTED)
+
+
+def sign_part(segment: Segment, label: Label, content: str) -> None:
+    """Record on a segment that the AI wrote a part of it, of which measures of the whole structure say nothing.
+
+    Only a completed review begins again.
+    """
+    segment.SetTag(LABEL_TAG, str(label.value))
+    _set_tag(segment, DIGEST_TAG, content)
+    if state_of(segment) is ReviewState.COMPLETED:
+        set_state(segment, ReviewState.NOT_STARTED)
+
+
+def _set_tag(segment: Segment, name: str, text: str) -> None:
+    """Set a tag, or remove it without a text."""
+    if text:
+        segment.SetTag(name, text)
+    else:
+        segment.RemoveTag(name)
 
 
 def tag_of(segment: Segment, name: str) -> str:

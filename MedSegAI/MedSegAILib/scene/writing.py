@@ -33,13 +33,16 @@ from MedSegAILib.scene.merging import (
     region_box,
 )
 from MedSegAILib.scene.nodes import own_reference, remove
-from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, add_segments
+from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, add_segments, report_of
 from MedSegAILib.scene.surfaces import MakeSurfaces, make_at_once
 from MedSegAILib.scene.uncertainty_colors import color_heat
 from MedSegAILib.scene.undo import SaveUndo
 from MedSegAILib.scene.visibility import show_as_the_card_says
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode, VTKObject
 from MedSegAILib.translation import tr as _
+
+UPDATED = "updated"
+"""The entry of a segmentation's report with those of regions that were run again, from the first to the last."""
 
 
 @dataclass
@@ -154,7 +157,7 @@ class Writer:
             fill_node(node, each, source)
             self._attach(segmentation, source, each, node)
         self._put_objects(segmentation, source, result, output)
-        segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(result.report()))
+        note_report(segmentation, result)
 
     def keep_undo(self, segmentation: SegmentationNode) -> None:
         """Keep the state of a segmentation for the Segment Editor's undo, or note that it cannot undo."""
@@ -363,6 +366,19 @@ class Preview:
         plan = self._writer.plan(original, self._source, self._result, self._output)
         self._writer.notes.extend(plan.notes)
         return ShownCopy(original, plan, self._source, self._writer)
+
+
+def note_report(segmentation: SegmentationNode, result: SegmentationResult) -> None:
+    """Store the origin of a result with its segmentation; that of a region beside the one of the whole scan."""
+    report, before = (
+        result.report(),
+        report_of(segmentation),
+    )
+    if result.region and before:
+        warnings = dict.fromkeys((*before.get("warnings", ()), *report["warnings"]))
+        updated = [*before.get(UPDATED, ()), report]
+        report = before | {"warnings": list(warnings), UPDATED: updated}
+    segmentation.SetAttribute(REPORT_ATTRIBUTE, json.dumps(report))
 
 
 def _check_is_new(output: OutputChoice) -> None:
