@@ -443,10 +443,16 @@ def register_effect() -> None:
 
 
 def keep_scene_tidy() -> None:
-    """Remove the nodes of a segmentation whenever it is removed."""
-    from MedSegAILib.scene.attachments import follow
+    """Let the nodes of a segmentation follow it whenever it is moved or removed."""
+    import qt
 
-    follow(slicer.mrmlScene)
+    from MedSegAILib.scene.marks import remove_orphans
+    from MedSegAILib.scene.tidying import follow
+
+    timer = qt.QTimer()
+    timer.singleShot = True
+    timer.connect("timeout()", lambda: remove_orphans(slicer.mrmlScene))
+    follow(slicer.mrmlScene, timer.start)
 
 
 def register_sample_data() -> None:

@@ -12,9 +12,9 @@ from slicer.util import arrayFromVolume
 from medsegai.request import Candidates, SegmentationResult
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import CANDIDATES_REFERENCE, ENTROPY_REFERENCE, Scene
-from MedSegAILib.scene.attachments import follow
 from MedSegAILib.scene.merging import place_in
 from MedSegAILib.scene.objects import OBJECTS_REFERENCE
+from MedSegAILib.scene.tidying import follow
 from scene_images import (
     LEFT,
     LEFT_ID,

@@ -15,6 +15,7 @@ from medsegai.errors import InputError
 from medsegai.request import Candidates
 from MedSegAILib.scene import ENTROPY_REFERENCE, Scene
 from MedSegAILib.scene.attachments import HEAT_REFERENCE
+from MedSegAILib.scene.tidying import follow
 from MedSegAILib.scene.uncertainty_colors import LOWEST
 from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 from scene_images import LEFT, PLACES, STEM, add_volume, result_for, two_blocks
@@ -81,6 +82,33 @@ def test_one_overlay_may_follow_another(mrml: Any) -> None:
     assert red.GetForegroundVolumeID() == second.GetNodeReferenceID(ENTROPY_REFERENCE)
     scene.show_overlay(second, "")
     assert red.GetForegroundVolumeID() == volume.GetID()
+
+
+def test_a_segmentation_that_is_deleted_gives_back_what_it_covered(mrml: Any) -> None:
+    """And an unrelated one that is deleted meanwhile does not."""
+    red, _green, volume = views_of_a_volume(mrml, "LPS")
+    follow(mrml)
+    scene = Scene(mrml)
+    result = result_for(scene.read(volume), two_blocks(), entropy=True)
+    shown, other = scene.write(volume, result), scene.write(volume, result)
+    scene.show_overlay(shown, UNCERTAINTY)
+    mrml.RemoveNode(other)
+    assert scene.shown_overlay(shown) == UNCERTAINTY
+    mrml.RemoveNode(shown)
+    assert (red.GetForegroundVolumeID(), red.GetForegroundOpacity()) == (volume.GetID(), 0.25)
+
+
+def test_nothing_of_the_map_before_stays_with_the_next_one(mrml: Any) -> None:
+    _red, _green, volume = views_of_a_volume(mrml, "LPS")
+    scene = Scene(mrml)
+    result = result_for(scene.read(volume), two_blocks(), entropy=True)
+    first, second = scene.write(volume, result), scene.write(volume, result)
+    scene.show_overlay(first, UNCERTAINTY)
+    scene.show_overlay(second, UNCERTAINTY)
+    entropy = first.GetNodeReference(ENTROPY_REFERENCE)
+    assert not slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(entropy).GetVisibility()
+    assert first.GetDisplayNode().GetVisibility2DFill()
+    assert not second.GetDisplayNode().GetVisibility2DFill()
 
 
 def test_what_has_left_the_scene_does_not_come_back(mrml: Any) -> None:

@@ -13,7 +13,8 @@ import slicer
 from medsegai.request import Candidates
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import CANDIDATES_REFERENCE, ENTROPY_REFERENCE, Scene
-from MedSegAILib.scene.attachments import follow
+from MedSegAILib.scene.marks import CHANGES, Marks, remove_orphans
+from MedSegAILib.scene.tidying import follow
 from MedSegAILib.uncertain_regions import UNCERTAINTY
 from module_help import head, model_called, node_count, press, until
 from scene_images import PLACES, add_volume, result_for, two_blocks
@@ -106,6 +107,28 @@ def test_what_another_segmentation_refers_to_stays(mrml: Any, volume: Any) -> No
     assert mrml.GetNodeByID(entropy) is not None
     mrml.RemoveNode(copy)
     assert mrml.GetNodeByID(entropy) is None
+
+
+@pytest.mark.parametrize("way", ["Import", "Connect"])
+def test_marks_leave_nothing_in_a_scene_that_is_saved_while_they_are_shown(
+    mrml: Any, volume: Any, tmp_path: Path, way: str
+) -> None:
+    """The effect AI correct has marks as long as it is open, and so has a preview."""
+    read: list[str] = []
+    follow(mrml, lambda: read.append(way))
+    marks = Marks(mrml, "Strokes", CHANGES)
+    marks.prepare()
+    mrml.SetURL(str(tmp_path / "scene.mrml"))
+    assert mrml.Commit()
+    marks.remove()
+    tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(mrml)
+    assert not tree.GetItemByName("Strokes")
+    assert getattr(mrml, way)()
+    assert read == [way]
+    remove_orphans(mrml)
+    tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(mrml)
+    assert not tree.GetItemByName("Strokes")
+    assert tree.GetItemByName("Head")
 
 
 def test_a_closing_scene_is_left_alone(mrml: Any, volume: Any) -> None:

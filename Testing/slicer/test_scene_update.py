@@ -511,6 +511,24 @@ def test_a_segmentation_under_a_bending_transform_is_refused(room: Again) -> Non
     assert room.node.GetSegmentation().GetMTime() == stamp
 
 
+@pytest.mark.parametrize("scale", [0.0, float("nan")])
+def test_a_transform_that_flattens_is_refused_whatever_is_done(room: Again, scale: float) -> None:
+    flat = add_transform(room.mrml, np.diag([1.0, 1.0, scale, 1.0]))
+    room.node = room.scene.write(room.volume, result_for(room.image, two_blocks(), entropy=True))
+    room.node.SetAndObserveTransformNodeID(flat.GetID())
+    for action in (
+        room.write,
+        lambda: room.scene.structures(room.node),
+        lambda: room.scene.measurable(room.node),
+        lambda: room.scene.exported(room.node, {}),
+        lambda: room.scene.draft(room.node, []),
+        lambda: room.scene.uncertain_regions(room.node),
+        lambda: room.scene.center_of(room.node, LEFT_ID),
+    ):
+        with pytest.raises(GeometryError, match=r"flattens it \(Moved"):
+            action()
+
+
 def test_a_segmentation_that_was_deleted_loses_nothing(room: Again) -> None:
     room.mrml.RemoveNode(room.node)
     made = room.write()

@@ -240,9 +240,8 @@ class Jobs:
             return
         preview, node = self._previews[0], None
         failures: list[Exception] = []
-        with guarded(
-            failures.append, "The preview %s could not be concluded", preview.node.GetName()
-        ):
+        title = preview.node.GetName()
+        with guarded(failures.append, "The preview %s could not be concluded", title):
             try:
                 node = conclude(preview)
             except MedSegAIError as error:

@@ -110,12 +110,7 @@ def _details(rows: Sequence[StructureRow], report: Mapping[str, Any]) -> list[st
     """Return the details as sentences: structures that were not found, remarks, device and time."""
     if not report:
         return []
-    found = {row.name for row in rows if row.volume_ml}  # a region may have been run again
-    missing = [
-        item["name"]
-        for item in report.get("structures", ())
-        if not item["voxels"] and item["name"] not in found
-    ]
+    missing = _missing(rows, report)
     provenance = report.get("provenance", {})
     lines = [*report.get("warnings", ())]
     if missing and len(missing) <= NAMED_AT_MOST:
@@ -130,6 +125,13 @@ def _details(rows: Sequence[StructureRow], report: Mapping[str, Any]) -> list[st
         )
     )
     return [*lines, NOT_FOR_DIAGNOSIS]
+
+
+def _missing(rows: Sequence[StructureRow], report: Mapping[str, Any]) -> list[str]:
+    """Return the structures that were not found, also later in a region."""
+    found = {row.name for row in rows if row.volume_ml}
+    empty = (item["name"] for item in report.get("structures", ()) if not item["voxels"])
+    return [name for name in empty if name not in found]
 
 
 def defect(error: Exception) -> str:

@@ -20,7 +20,7 @@ from MedSegAILib.scene import sequences
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import array_of, matrix
 from MedSegAILib.scene.merging import drawn_on
-from MedSegAILib.scene.nodes import nodes_of, own_reference, remove
+from MedSegAILib.scene.nodes import own_reference, remove
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
 from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 
@@ -165,38 +165,6 @@ def remove_of(scene: MRMLScene, segmentation: SegmentationNode) -> None:
         node = own_reference(segmentation, role)
         if node is not None and sequences.browser_of(node) is None:
             remove(scene, node)
-
-
-def follow(scene: MRMLScene) -> tuple[int, int]:
-    """Let the nodes of a segmentation follow it: its transforms, and its removal.
-
-    Returns:
-        The tags of the observations of the scene.
-    """
-
-    def on_removal(_scene: MRMLScene, _event: str, node: Node) -> None:
-        if node is not None and node.IsA("vtkMRMLSegmentationNode") and not scene.IsClosing():
-            remove_of(scene, node)
-
-    def on_addition(_scene: MRMLScene, _event: str, node: Node) -> None:
-        if node is not None and node.IsA("vtkMRMLSegmentationNode"):
-            node.AddObserver(node.TransformModifiedEvent, _on_move)
-
-    for callback in (on_removal, on_addition):
-        vars(callback)["CallDataType"] = vtk.VTK_OBJECT  # VTK passes the node
-    for node in nodes_of(scene, "vtkMRMLSegmentationNode"):
-        node.AddObserver(node.TransformModifiedEvent, _on_move)
-    return (
-        int(scene.AddObserver(scene.NodeAboutToBeRemovedEvent, on_removal)),
-        int(scene.AddObserver(scene.NodeAddedEvent, on_addition)),
-    )
-
-
-def _on_move(segmentation: SegmentationNode, _event: str) -> None:
-    scene = segmentation.GetScene()
-    if scene is not None and not scene.IsBatchProcessing():
-        for role in NAMES:
-            volume_of(segmentation, role)
 
 
 def volume_of(segmentation: SegmentationNode, role: str) -> VolumeNode:

@@ -30,6 +30,9 @@ RESAMPLE = _(
     "and choose the result."
 )
 
+FLAT = 1e-15
+"""The determinant up to which a transform has no inverse."""
+
 _VECTORS = "vtkMRMLVectorVolumeNode"
 
 _NO_INPUTS = (*_OTHER_VOLUMES, _VECTORS, "vtkMRMLTensorVolumeNode")
@@ -136,10 +139,10 @@ def ijk_to_local(node: Node) -> NDArray[np.float64]:
 
 
 def transform_to_world(node: Node) -> NDArray[np.float64]:
-    """Return the 4 x 4 matrix of all parent transforms of a node.
+    """Return the 4 x 4 matrix of all parent transforms of a node, which can be inverted.
 
     Raises:
-        GeometryError: one of them is not linear.
+        GeometryError: one of them is not linear, or flattens space.
     """
     transform = node.GetParentTransformNode()
     if transform is None:
@@ -153,6 +156,13 @@ def transform_to_world(node: Node) -> NDArray[np.float64]:
         )
     to_world = vtk.vtkMatrix4x4()
     transform.GetMatrixTransformToWorld(to_world)
+    if not abs(to_world.Determinant()) > FLAT:
+        raise GeometryError(
+            _(
+                "{name} has a parent transform that flattens it ({transform}). Correct its matrix, or remove it "
+                "from the transform."
+            ).format(name=node.GetName(), transform=transform.GetName())
+        )
     return array_of(to_world)
 
 

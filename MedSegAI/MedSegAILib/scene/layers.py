@@ -67,13 +67,8 @@ def layers_of(segmentation: SegmentationNode) -> tuple[Layer, ...]:
             voxels are unknown, and label maps could only replace them.
     """
     check_segmentation(segmentation)
-    segments = segmentation.GetSegmentation()
-    source = segments.GetSourceRepresentationName()
-    if segments.GetNumberOfSegments() and source != labelmap_name():
-        raise InputError(
-            OTHERWISE.format(name=segmentation.GetName(), kind=KINDS.get(source, source))
-        )
-    layers = []
+    _check_labelmaps(segmentation)
+    segments, layers = segmentation.GetSegmentation(), []
     for index in range(segments.GetNumberOfLayers(labelmap_name())):
         image = segments.GetLayerDataObject(index, labelmap_name())
         if image.GetPointData().GetScalars() is None or 0 in image.GetDimensions():
@@ -82,6 +77,14 @@ def layers_of(segmentation: SegmentationNode) -> tuple[Layer, ...]:
         values = {name: int(segments.GetSegment(name).GetLabelValue()) for name in ids}
         layers.append(Layer(voxels_of(image), geometry_of(image), values))
     return tuple(layers)
+
+
+def _check_labelmaps(segmentation: SegmentationNode) -> None:
+    segments = segmentation.GetSegmentation()
+    source = segments.GetSourceRepresentationName()
+    if segments.GetNumberOfSegments() and source != labelmap_name():
+        kind = KINDS.get(source, source)
+        raise InputError(OTHERWISE.format(name=segmentation.GetName(), kind=kind))
 
 
 def oriented_image(voxels: NDArray[np.generic], geometry: Geometry) -> VTKObject:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import slicer
+import vtk
 
 from MedSegAILib.scene.layers import labelmap_name
-from MedSegAILib.scene.nodes import modifying
+from MedSegAILib.scene.nodes import modifying, nodes_of
 from MedSegAILib.slicer_types import MRMLScene, Node, QtValue, Segment, VTKObject
 
 Color = tuple[float, float, float]
@@ -27,6 +28,10 @@ class Mark:
 
 CHANGES = {"added": Mark("added", ADDED), "removed": Mark("removed", REMOVED)}
 """The marks of a change, which all previews share."""
+
+
+TEMPORARY = "MedSegAI.temporary"
+"""Attribute of the item of marks in the subject hierarchy, which Slicer saves even without their node."""
 
 
 class Marks:
@@ -100,7 +105,9 @@ class Marks:
         _hide_from_3d(node)
         tree, item = self._item()
         if tree is not None and not item:  # otherwise Slicer writes an error for every change
-            tree.CreateItem(tree.GetSceneItemID(), node)
+            item = tree.CreateItem(tree.GetSceneItemID(), node)
+        if tree is not None:
+            tree.SetItemAttribute(item, TEMPORARY, "yes")
         node.CreateDefaultDisplayNodes()
         self._show_in_slices(node.GetDisplayNode())
 
@@ -116,6 +123,16 @@ class Marks:
         """Return the subject hierarchy and the node's item in it, which a hidden node also has."""
         tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
         return tree, 0 if tree is None else int(tree.GetItemByDataNode(self._node))
+
+
+def remove_orphans(scene: MRMLScene) -> None:
+    """Remove the items of marks that were shown when a scene was saved."""
+    for tree in nodes_of(scene, "vtkMRMLSubjectHierarchyNode"):
+        items = vtk.vtkIdList()
+        tree.GetItemChildren(tree.GetSceneItemID(), items, True)
+        for item in [items.GetId(number) for number in range(items.GetNumberOfIds())]:
+            if tree.GetItemAttribute(item, TEMPORARY) and tree.GetItemDataNode(item) is None:
+                tree.RemoveItem(item, False, False)
 
 
 def _hide_from_3d(node: Node) -> None:

@@ -52,6 +52,9 @@ def show(scene: MRMLScene, segmentation: SegmentationNode, kind: str) -> None:
     if not kind:
         _take_away(scene, segmentation, maps)
         return
+    for other in nodes_of(scene, "vtkMRMLSegmentationNode"):
+        if other is not segmentation:
+            _display_as_before(other, maps_of(other))
     COLORING[kind](scene, maps[kind])
     for view in nodes_of(scene, "vtkMRMLSliceCompositeNode"):
         if not view.GetAttribute(BEFORE_ATTRIBUTE):  # one overlay may follow another
@@ -112,6 +115,11 @@ def _take_away(
             is_there = bool(volume) and scene.GetNodeByID(volume) is not None
             view.SetForegroundVolumeID(volume if is_there else None)
             view.SetForegroundOpacity(float(opaque) if is_there else 0.0)
+    _display_as_before(segmentation, maps)
+
+
+def _display_as_before(segmentation: SegmentationNode, maps: dict[str, VolumeNode]) -> None:
+    """Fill segments again as they were before a map was shown, and hide its legend."""
     display = segmentation.GetDisplayNode()
     if display is not None and display.GetAttribute(BEFORE_ATTRIBUTE):
         display.SetVisibility2DFill(display.GetAttribute(BEFORE_ATTRIBUTE) == "filled")

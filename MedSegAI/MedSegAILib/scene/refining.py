@@ -238,14 +238,18 @@ class RefinedPreview:
             self.reject()
             raise InputError(_("The preview has left the scene, so it was not accepted."))
         edits = self._copy.edits()
-        try:
-            if not apply_refinement(writer, self._draft, self._result) and edits:
-                writer.keep_undo(original)
-        except MedSegAIError as error:
-            raise InputError(f"{error} {self.withdraw()}".strip()) from error
+        if not self._refine() and edits:
+            writer.keep_undo(original)
         self._copy.give(edits)
         self.reject()
         return original
+
+    def _refine(self) -> bool:
+        """Change the segmentation; if that is impossible, withdraw the preview."""
+        try:
+            return apply_refinement(self._writer, self._draft, self._result)
+        except MedSegAIError as error:
+            raise InputError(f"{error} {self.withdraw()}".strip()) from error
 
     def reject(self) -> None:
         """Restore the state before the preview."""

@@ -142,12 +142,7 @@ class Writer:
         result: SegmentationResult,
         output: OutputChoice,
     ) -> None:
-        box = region_box(result)
-        ready = []
-        for each in attachments_of(result):
-            each = merged(each, segmentation, source, box)
-            node = own_reference(segmentation, each.role)
-            ready.append((each, node or make_node(self.scene, each, source)))
+        ready = self._ready_attachments(segmentation, source, result)
         self.keep_undo(segmentation)
         had_surfaces = carry_out(segmentation, plan, source)
         show_as_the_card_says(segmentation, plan.new_segments)
@@ -158,6 +153,17 @@ class Writer:
             self._attach(segmentation, source, each, node)
         self._put_objects(segmentation, source, result, output)
         note_report(segmentation, result)
+
+    def _ready_attachments(
+        self, segmentation: SegmentationNode, source: VolumeNode, result: SegmentationResult
+    ) -> list[tuple[Attachment, VolumeNode]]:
+        """Return the new content of the volumes that belong to a segmentation, and the nodes that get it."""
+        ready, box = [], region_box(result)
+        for each in attachments_of(result):
+            node = own_reference(segmentation, each.role)
+            content = merged(each, segmentation, source, box)
+            ready.append((content, node or make_node(self.scene, content, source)))
+        return ready
 
     def keep_undo(self, segmentation: SegmentationNode) -> None:
         """Keep the state of a segmentation for the Segment Editor's undo, or note that it cannot undo."""
