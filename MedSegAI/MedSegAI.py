@@ -444,15 +444,11 @@ def register_effect() -> None:
 
 def keep_scene_tidy() -> None:
     """Let the nodes of a segmentation follow it whenever it is moved or removed."""
-    import qt
-
+    from MedSegAILib.after_event import after_event
     from MedSegAILib.scene.marks import remove_orphans
     from MedSegAILib.scene.tidying import follow
 
-    timer = qt.QTimer()
-    timer.singleShot = True
-    timer.connect("timeout()", lambda: remove_orphans(slicer.mrmlScene))
-    follow(slicer.mrmlScene, timer.start)
+    follow(slicer.mrmlScene, after_event(lambda: remove_orphans(slicer.mrmlScene)))
 
 
 def register_sample_data() -> None:

@@ -127,6 +127,7 @@ SLICER_FILES = (
     (r"MedSegAILib/panel/\w+\.py", QT_NAMES),
     (r"MedSegAILib/worker/(client|process|environment_check)\.py", "qt"),
     (r"MedSegAILib/host\.py", rf"{SCENE_NAMES}|SampleData"),
+    (r"MedSegAILib/after_event\.py", "qt"),
     (r"MedSegAILib/translation\.py", "slicer"),
     (r"MedSegAILib/install\.py", "slicer|packaging|PyTorchUtils"),
     (

@@ -56,6 +56,8 @@ class Scene:
         self.gone: list[Any] = []
         self.volume = HEAD
         self.sequence: Sequence[int] = ()
+        self.frame, self.checked = 0, 1
+        self.following: list[Any] = []
         self.read_error: MedSegAIError | None = None
         self.write_error: Exception | None = None
         self.written: list[tuple[Any, SegmentationResult, OutputChoice, int | None]] = []
@@ -102,6 +104,15 @@ class Scene:
 
     def frames(self, node: Any) -> Sequence[int]:
         return self.sequence
+
+    def current_frame(self, node: Any) -> int | None:
+        return self.frame if self.sequence else None
+
+    def goes_along(self, node: Any, source: Any) -> bool:
+        return node in self.following
+
+    def checksum(self, node: Any) -> int:
+        return self.checked
 
     def read_frame(self, node: Any, number: int) -> Volume:
         return Volume(HEAD.voxels + number, HEAD.geometry, f"Head {number}")

@@ -231,6 +231,55 @@ def test_every_frame_becomes_a_job_of_its_own_in_one_segmentation(house: House) 
 # --- the end of a job ------------------------------------------------------------------------------
 
 
+def test_the_current_frame_is_the_one_that_was_shown_when_the_button_was_pressed(
+    house: House,
+) -> None:
+    """Whatever the browser of the sequence shows when the job's turn comes, and when it ends."""
+    house.scene.sequence, house.scene.frame = range(3), 1
+    for _ in range(2):
+        house.press_segment()
+    assert house.client.requests[0].inputs[0].source == "Head"
+    house.scene.frame = 2
+    house.finish()
+    assert house.panel.message.startswith("The result is that of frame 2 of Head, which now")
+    assert house.client.requests[1].inputs[0].source == "Head 1", "the frame, and not what is shown"
+    house.scene.frame = 1
+    house.finish()
+    assert house.panel.message == ""
+    assert len(house.scene.written) == 2
+
+
+@pytest.mark.parametrize("mode", [OutputMode.UPDATE, OutputMode.ADD, OutputMode.PREVIEW])
+def test_a_segmentation_that_shows_another_frame_is_not_changed(
+    house: House, mode: OutputMode
+) -> None:
+    node = Node("Head segmentation")
+    house.scene.sequence, house.scene.frame, house.scene.following = range(3), 1, [node]
+    house.choose(output=OutputChoice(mode, node))
+    house.press_segment()
+    house.scene.frame = 2
+    house.finish()
+    (entry,) = house.queue.entries
+    assert str(entry.state) == "failed"
+    assert "Go to that frame" in house.panel.error
+    assert house.scene.written == house.scene.previews == []
+    house.scene.frame = 1
+    house.panel.queue.again_requested.emit(entry)
+    assert str(entry.state) == "done"
+    assert len(house.scene.written) + len(house.scene.previews) == 1
+    assert len(house.client.requests) == 1, "nothing was computed again"
+
+
+def test_a_result_of_voxels_that_were_replaced_meanwhile_says_so(house: House) -> None:
+    house.press_segment()
+    house.scene.checked = 2
+    house.finish()
+    assert house.panel.message.startswith("The voxels of Head were changed while")
+    house.press_segment()
+    house.finish()
+    assert house.panel.message == ""
+
+
 @pytest.mark.parametrize("error", [DeviceError("No device."), InputError("Not finite.")])
 def test_a_failed_job_is_told_and_leaves_the_scene_alone(
     house: House, error: MedSegAIError

@@ -273,3 +273,37 @@ def test_a_second_run_of_a_sequence_is_drawn_in_place_of_the_first(cine: Cine) -
     for number in (0, 1, 2, 1, 0):
         cine.show(number)
         assert first not in drawn(), "whatever frame is shown"
+
+
+def test_a_preview_is_accepted_into_the_frame_for_which_it_was_made(cine: Cine) -> None:
+    node = None
+    for number in (0, 1, 2):
+        node = cine.write(number, node)
+    assert cine.scene.goes_along(node, cine.proxy)
+    assert not cine.scene.goes_along(None, cine.proxy)
+    cine.show(1)
+    image = cine.scene.read(cine.proxy)
+    result = result_for(image, cine.labelmap(2))
+    shown = cine.scene.preview(cine.proxy, result, OutputChoice(OutputMode.PREVIEW, node))
+    cine.show(2)
+    before = mask_on(node, LEFT_ID)
+    with pytest.raises(InputError, match=f"{node.GetName()} shows another frame. Go to frame 2,"):
+        shown.accept()
+    np.testing.assert_array_equal(mask_on(node, LEFT_ID), before)
+    cine.show(1)
+    assert shown.accept() is node
+    np.testing.assert_array_equal(mask_on(node, LEFT_ID), cine.labelmap(2) == LEFT.value)
+
+
+def test_voxels_that_were_replaced_are_noticed(cine: Cine) -> None:
+    found = []
+    for number in range(3):
+        cine.show(number)
+        found.append(cine.scene.checksum(cine.proxy))
+    cine.show(0)
+    assert len(set(found)) == 3
+    assert cine.scene.checksum(cine.proxy) == found[0]
+    cine.proxy.SetOrigin(1, 2, 3)
+    cine.proxy.SetName("Moved and renamed")
+    assert cine.scene.checksum(cine.proxy) == found[0]
+    assert cine.scene.checksum(slicer.vtkMRMLScalarVolumeNode()) == cine.scene.checksum(None) == 0

@@ -268,3 +268,21 @@ def test_of_several_results_the_one_that_is_drawn_is_shown(mrml: Any, volume: An
     assert scene.only_result() is first
     second.GetDisplayNode().SetVisibility(True)
     assert scene.only_result() is None, "nobody can tell which"
+
+
+def test_a_scene_that_is_read_into_slicer_loses_the_items_of_marks(
+    fresh_module: Any, mrml: Any, volume: Any, tmp_path: Path
+) -> None:
+    fresh_module.keep_scene_tidy()
+    marks = Marks(mrml, "Strokes", CHANGES)
+    marks.prepare()
+    mrml.SetURL(str(tmp_path / "scene.mrml"))
+    assert mrml.Commit()
+    assert mrml.Connect()
+
+    def tree() -> Any:
+        return slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(mrml)
+
+    assert tree().GetItemByName("Strokes")
+    until(lambda: not tree().GetItemByName("Strokes"))
+    assert tree().GetItemByName("Head")

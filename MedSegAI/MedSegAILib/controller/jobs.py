@@ -36,6 +36,14 @@ VOLUME_GONE = _("The volume {name} has left the scene. Load it again.")
 OUTPUT_GONE = _(
     "The segmentation {name} has left the scene. Choose another output, and run it again."
 )
+OTHER_FRAME = _(
+    "{name} no longer shows frame {number}, which was segmented. Go to that frame, choose the job in "
+    "the queue, and press Try again."
+)
+FRAME_SEGMENTED = _("The result is that of frame {number} of {name}, which now shows another one.")
+VOXELS_CHANGED = _(
+    "The voxels of {name} were changed while they were segmented, so the result is that of the earlier image."
+)
 OTHER_OUTPUT = _(
     "{name} was made from {scan}, but {chosen} is chosen as the volume. Replace its segments with "
     "those of {chosen}?"
@@ -210,8 +218,9 @@ class Jobs:
         output: OutputChoice,
         frame: int | None,
         result: SegmentationResult,
+        remark: str = "",
     ) -> SegmentationNode:
-        """Write a result into the scene, as the user chose.
+        """Write a result into the scene, as the user chose, and show `remark` beside the scene's notes.
 
         Returns:
             The segmentation node.
@@ -231,7 +240,7 @@ class Jobs:
             node = scene.write(source, result, output, frame)
             notes = scene.notes
         self._results.show_chosen(node)
-        self._context.panel.show_message("\n".join(notes))
+        self._context.panel.show_message("\n".join(filter(None, (remark, *notes))))
         self._context.host.show_status(_("MedSegAI: {name} is done.").format(name=node.GetName()))
         return node
 
@@ -300,6 +309,9 @@ class _SegmentationJob:
         self._jobs, self._choice, self._frame, self._series = jobs, choice, frame, series
         self._request: SegmentationRequest | None = None
         self._context = jobs._context
+        shown = self._context.scene.current_frame(choice.node)
+        self._shown = shown if frame is None else None
+        self._checksum = 0
 
     def make_request(self) -> SegmentationRequest:
         """Return the request with the present voxels, region and models."""
@@ -310,14 +322,43 @@ class _SegmentationJob:
         output = choice.output.node
         if output is not None and not context.scene.is_present(output):
             raise InputError(OUTPUT_GONE.format(name=output.GetName()))
-        if self._frame is None:
-            volumes = context.scene.read_channels(chosen_nodes(choice))
-        else:
-            volumes = tuple(
-                context.scene.read_frame(node, self._frame) for node in chosen_nodes(choice)
-            )
-        self._request = context.request(choice, volumes)
+        self._request = context.request(choice, self._volumes())
         return self._request
+
+    def _volumes(self) -> tuple[Volume, ...]:
+        """Return the voxels of the frame, or of the one that was shown when the button was pressed."""
+        scene, nodes = self._context.scene, chosen_nodes(self._choice)
+        frame = self._shown if self._has_moved() else self._frame
+        if frame is not None:
+            return tuple(
+                scene.read_frame(node, frame)
+                if scene.frames(node)
+                else scene.read_channels([node])[0]
+                for node in nodes
+            )
+        self._checksum = scene.checksum(nodes[0])
+        return scene.read_channels(nodes)
+
+    def _has_moved(self) -> bool:
+        """Whether the browser of a sequence shows another frame than when the button was pressed."""
+        current = self._context.scene.current_frame(self._choice.node)
+        return self._shown is not None and current != self._shown
+
+    def _remark(self) -> str:
+        """Return what the volume shows instead of what was segmented; "" if nothing changed.
+
+        Raises:
+            InputError: the output shows another frame, too.
+        """
+        scene, source, output = self._context.scene, self._choice.node, self._choice.output
+        names = {"name": source.GetName(), "number": (self._shown or 0) + 1}
+        if self._has_moved():
+            if output.node is not None and scene.goes_along(output.node, source):
+                raise InputError(OTHER_FRAME.format(**names))
+            return FRAME_SEGMENTED.format(**names)
+        if self._checksum and scene.is_present(source) and scene.checksum(source) != self._checksum:
+            return VOXELS_CHANGED.format(**names)
+        return ""
 
     def progressed(self, event: ProgressEvent) -> None:
         self._context.progressed(event)
@@ -329,7 +370,8 @@ class _SegmentationJob:
         output = self._choice.output
         if self._frame is not None:
             output = replace(output, node=self._series.node)
-        self._series.node = self._jobs.place(self._choice.node, output, self._frame, result)
+        remark = "" if self._frame is not None else self._remark()
+        self._series.node = self._jobs.place(self._choice.node, output, self._frame, result, remark)
 
     def failed(self, error: MedSegAIError) -> None:
         self._request = None

@@ -128,6 +128,14 @@ class Scene:
         """The frame that is shown now."""
         return sequences.current_frame(node)
 
+    def checksum(self, node: Node) -> int:
+        """Return a number that differs for other voxels: see `inputs.checksum`."""
+        return inputs.checksum(node)
+
+    def goes_along(self, node: Node, source: VolumeNode) -> bool:
+        """Whether a node shows a sequence of the browser that shows the source."""
+        return node is not None and sequences.goes_along(node, source)
+
     def read_frame(self, node: Node, number: int) -> Volume:
         """One frame of a sequence; the browser stays where it is: see `sequences.read_frame`."""
         return sequences.read_frame(node, number)

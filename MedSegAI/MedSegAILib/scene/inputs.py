@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,6 +86,14 @@ def _check_grids(volumes: Sequence[Volume]) -> None:
             first.source,
             RESAMPLE.format(image=other.source, grid=first.source),
         )
+
+
+def checksum(node: Node) -> int:
+    """Return a number that differs for other voxels of a volume node; 0 without an image."""
+    image = None if node is None else node.GetImageData()
+    if image is None or image.GetPointData().GetScalars() is None:
+        return 0
+    return zlib.crc32(np.ascontiguousarray(slicer.util.arrayFromVolume(node)).data)
 
 
 def in_colours(node: Node) -> bool:

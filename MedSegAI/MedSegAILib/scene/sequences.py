@@ -113,6 +113,15 @@ def check_proxy(proxy: SegmentationNode, source: VolumeNode, number: int) -> Non
         raise InputError(text.format(name=proxy.GetName(), source=source.GetName()))
 
 
+def check_shown(node: Node, frame: int | None) -> None:
+    """Raises:
+    InputError: a node of a sequence does not show this frame.
+    """
+    if frame is not None and current_frame(node) != frame:
+        text = _("{name} shows another frame. Go to frame {number}, and try it again.")
+        raise InputError(text.format(name=node.GetName(), number=frame + 1))
+
+
 def goes_along(node: Node, source: VolumeNode) -> bool:
     """Whether a node shows a sequence of the browser that shows the source."""
     browser = browser_of(source)

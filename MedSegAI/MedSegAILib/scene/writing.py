@@ -319,6 +319,7 @@ class Preview:
         writer.check_source(source, result)
         self._writer, self._source, self._result, self._output = writer, source, result, output
         self._copy: ShownCopy | None = None
+        self._frame = sequences.current_frame(output.node)
         if output.node is None or not writer._can_change(output, result):
             self.node = writer.write_new(source, result)
             self._name, self._hidden = self.node.GetName(), writer.hidden
@@ -337,7 +338,8 @@ class Preview:
             The segmentation node, or the preview itself if there is none.
 
         Raises:
-            InputError: preview or source have left the scene; nothing is changed.
+            InputError: preview or source have left the scene, or the segmentation shows another frame; nothing is
+                changed.
         """
         writer, original = self._writer, self._output.node
         writer.notes.clear()
@@ -351,6 +353,7 @@ class Preview:
             self._copy.keep()
             return self.node
         writer.check_source(self._source, self._result)
+        sequences.check_shown(original, self._frame)
         edits = self._copy.edits()
         if not writer.change(original, self._source, self._result, self._output) and edits:
             writer.keep_undo(original)
