@@ -204,9 +204,88 @@ def test_a_server_that_says_nothing_is_given_up(
         over.wait(20)
 
     server.answers["/model.zip"] = silent
-    with pytest.raises(InputError, match="broke off"):
+    with pytest.raises(InputError, match="cannot be downloaded"):
         load(server, tmp_path / "x.zip")
     over.set()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+LIES = {
+    "nothing": b"",
+    "another protocol": b"\x00\x01 220 smtp\r\n\r\n",
+    "a status that is none": b"HTTP/1.1 abc\r\n\r\n",
+    "a version that is none": b"HTTP/9.9 200 OK\r\n\r\nx",
+    "a long status": b"HTTP/1.1 200 " + b"x" * 70_000 + b"\r\n\r\n",
+    "many headers": OK + b"".join(b"X%d: y\r\n" % n for n in range(300)) + b"\r\nx",
+    "a long header": OK + b"X: " + b"y" * 70_000 + b"\r\n\r\nx",
+    "a size of many digits": OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\nx",
+    "a size that is none": OK + b"Content-Length: -5\r\n\r\nx",
+    "a chunk that ends": CHUNKED + b"5\r\nab",
+    "a chunk without a size": CHUNKED + b"zz\r\nab\r\n",
+    "a chunk below nothing": CHUNKED + b"-5\r\nab\r\n",
+    "a huge chunk": CHUNKED + b"f" * 20 + b"\r\nab\r\n",
+    "no content": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "only promises": b"HTTP/1.1 100 Continue\r\n\r\n" * 200,
+    "a redirect to nowhere": b"HTTP/1.1 302 Found\r\n\r\n",
+    "a redirect with a password": b"HTTP/1.1 302 Found\r\nLocation: https://me:word@localhost/x\r\n\r\n",
+    "too many": b"HTTP/1.1 429 Too Many\r\nRetry-After: 9999\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+def saying(content: bytes) -> Callable[[Any], None]:
+    def answer(handler: Any) -> None:
+        handler.wfile.write(content)
+        handler.wfile.flush()
+        handler.connection.close()
+
+    return answer
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_what_is_not_http_is_not_a_fault_of_this_computer(
+    name: str, server: Server, tmp_path: Path
+) -> None:
+    """It was a traceback, or a file that could not be written."""
+    server.answers["/model.zip"] = server.answers["/index.json"] = saying(LIES[name])
+    with pytest.raises((InputError, ModelError)) as caught:
+        load(server, tmp_path / "x.zip")
+    words = str(caught.value)
+    assert words.startswith((f"{server.address}/model.zip", "The address contains"))
+    assert len(words.splitlines()) == 1
+    assert "word@" not in words
+    assert not (tmp_path / "x.zip").exists()
+    with contextlib.suppress(InputError):
+        assert len(fetching.fetch_text(f"{server.address}/index.json", MOST)) <= 1
+
+
+def test_an_index_that_drips_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "TEXT_SECONDS", 0.1)
+    server.answers["/index.json"] = endless
+    with pytest.raises(InputError, match=r"takes more than|has more than"):
+        fetching.fetch_text(f"{server.address}/index.json", 1 << 40)
+
+
+@pytest.mark.parametrize("proxy", ["http://proxy:port", "http://me:secret@127.0.0.1:1", "::::"])
+def test_a_proxy_that_cannot_be_used_is_said(
+    proxy: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    monkeypatch.setenv("NO_PROXY", "")
+    with pytest.raises(InputError, match=r"proxy|cannot be downloaded") as caught:
+        load(server, tmp_path / "x.zip")
+    assert "secret" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert server.asked == []
+
+
+def test_an_address_may_have_letters_of_all_languages(server: Server, tmp_path: Path) -> None:
+    server.answers["/mod%C3%A8le.zip"] = sending(CONTENT)
+    load(server, tmp_path / "x.zip", "/modèle.zip")
+    server.answers["/mod%C3%A8le.zip"] = sending(CONTENT)
+    load(server, tmp_path / "y.zip", "/mod%C3%A8le.zip")
+    with pytest.raises(InputError, match="is not an address"):
+        fetching.check_address("https://modèle.example/x")
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410, 451, 500, 503])
@@ -424,6 +503,30 @@ def test_what_is_not_an_index_is_named(
     place = f"{server.address}/index.json" if at == "url" else str(tmp_path / "index.json")
     assert main(["models", "index", "--index", place]) == 4
     assert "index.json" in capsys.readouterr().err
+
+
+def test_an_index_of_many_models_is_read_at_once() -> None:
+    """Each name was compared with each other."""
+    entries = [
+        {"id": f"m{n}", "url": "https://h/x", "sha256": HASH.upper(), "bytes": 1}
+        for n in range(20_000)
+    ]
+    index = from_json(ModelIndex, {"models": entries})
+    assert index.find("m19999").sha256 == HASH.upper()
+    with pytest.raises(ModelError, match="It lists ") as caught:
+        index.find("m199x9")
+    assert "m19999" in str(caught.value) or "m1999" in str(caught.value)
+    assert len(str(caught.value)) < 300
+    with pytest.raises(ModelError, match="and 19988 more are listed several times"):
+        from_json(ModelIndex, {"models": entries * 2})
+
+
+def test_an_index_that_cannot_be_opened_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (tmp_path, tmp_path / "none.json", Path("x" * 300)):
+        assert main(["models", "index", "--index", str(place)]) in (3, 4)
+        assert str(place) in capsys.readouterr().err
 
 
 def test_without_an_index_nothing_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:

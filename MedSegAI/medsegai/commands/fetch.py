@@ -162,8 +162,10 @@ def read_index(where: str) -> ModelIndex:
             json.loads(fetch_text(where, MOST_INDEX)) if "://" in where else read_json(Path(where))
         )
         return from_json(ModelIndex, data)
-    except FileNotFoundError as error:
-        raise InputError(f"{where} does not exist. Check {INDEX_VARIABLE} or --index.") from error
+    except OSError as error:
+        raise InputError(
+            f"{where} cannot be read: {error.strerror or error}. Check {INDEX_VARIABLE} or --index."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{where.partition('?')[0]} is not JSON: {error}.") from error
     except ModelError as error:

@@ -68,10 +68,17 @@ class FilesTogether:
             begun = True
 
     def discard(self) -> None:
-        """Remove the files that were not moved."""
-        for partial, _ in self._waiting:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+        """Remove the files that were not moved. Ctrl-C takes effect when they are removed."""
+        interrupted = None
+        while self._waiting:
+            try:
+                with contextlib.suppress(OSError):
+                    self._waiting[-1][0].unlink()
+                del self._waiting[-1]
+            except KeyboardInterrupt as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
 
 @contextlib.contextmanager

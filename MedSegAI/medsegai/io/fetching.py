@@ -8,6 +8,7 @@ import http
 import http.client
 import re
 import ssl
+import string
 import time
 import urllib.error
 import urllib.parse
@@ -18,6 +19,7 @@ from typing import IO, Any
 
 from medsegai.errors import InputError, MedSegAIError, ModelError
 from medsegai.io.atomic import output_error
+from medsegai.system.outside_text import one_line
 
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -28,6 +30,15 @@ TRIES = 4
 """The number of times that a broken connection is opened again, if data arrived meanwhile."""
 
 PAUSE_SECONDS = 1.0
+
+TEXT_SECONDS = 120.0
+"""The seconds that a small text may take."""
+
+MOST_DIGITS = 20
+"""The largest number of digits of a size in bytes."""
+
+UNUSABLE = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+"""What is raised if a server answers nothing, too slowly, or something else than HTTP."""
 
 REDIRECTS = 5
 
@@ -63,10 +74,7 @@ def fetch(url: str, sha256: str, target: Path, most: int, step: Step) -> None:
                 break
             except _Broken as error:
                 if not left or _size(part) <= before:
-                    raise InputError(
-                        f"{without_query(url)} broke off after {_size(part) / 1e6:.1f} MB: {error}. Run the same "
-                        "command again to resume."
-                    ) from error
+                    raise _given_up(url, part, error) from error
                 time.sleep(PAUSE_SECONDS)
         _check(part, sha256, url)
         part.replace(target)
@@ -74,13 +82,26 @@ def fetch(url: str, sha256: str, target: Path, most: int, step: Step) -> None:
         raise output_error(target, error) from error
 
 
+def _given_up(url: str, part: Path, error: _Broken) -> InputError:
+    if not _size(part):
+        part.unlink(missing_ok=True)
+        return InputError(
+            f"{without_query(url)} cannot be downloaded: {error}. Check the address and the network, and try "
+            "again."
+        )
+    return InputError(
+        f"{without_query(url)} broke off after {_size(part) / 1e6:.1f} MB: {error}. Run the same "
+        "command again to resume."
+    )
+
+
 def fetch_text(url: str, most: int) -> str:
     """Download a small text, such as an index. Raises InputError."""
     check_address(url)
     try:
         with _opened(url, 0) as answer:
-            data: bytes = answer.read(most + 1)
-    except (_Broken, OSError, http.client.HTTPException) as error:
+            data = _read(answer, most)
+    except (_Broken, _NoSuchPart, OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(f"{without_query(url)} cannot be downloaded: {error}.") from error
     if len(data) > most:
         raise InputError(
@@ -92,11 +113,21 @@ def fetch_text(url: str, most: int) -> str:
         raise InputError(f"{without_query(url)} is not UTF-8 text. Check the address.") from error
 
 
+def _read(answer: http.client.HTTPResponse, most: int) -> bytes:
+    """Return what a server sends, up to a byte more than `most`."""
+    data, end = bytearray(), time.monotonic() + TEXT_SECONDS
+    while len(data) <= most and (block := answer.read1(BLOCK)):
+        data += block
+        if time.monotonic() > end:
+            raise _Broken(f"it takes more than {TEXT_SECONDS:.0f} s")
+    return bytes(data)
+
+
 def check_address(url: str) -> None:
     """Check an address. Raises InputError unless it is an https address without a password."""
     try:
         parts = urllib.parse.urlsplit(url)
-        usable = bool(parts.hostname) and parts.port != 0
+        usable = bool(parts.hostname) and parts.netloc.isascii() and parts.port != 0
     except ValueError:
         parts, usable = None, False
     if parts is None or not usable or any(character <= " " for character in url):
@@ -165,13 +196,29 @@ def _opened(url: str, begin: int) -> http.client.HTTPResponse:
         found: http.client.HTTPResponse = _opener().open(
             _request(url, begin), timeout=QUIET_SECONDS
         )
-        return found
     except urllib.error.URLError as error:
         raise _failure(url, begin, error) from error
+    except http.client.InvalidURL as error:  # of a proxy, because the address was checked
+        raise InputError(
+            f"The proxy of this computer (HTTPS_PROXY) is not an address: {error}. Correct it."
+        ) from error
+    except UNUSABLE as error:
+        raise _Broken(_words(error)) from error
     except ValueError as error:  # from an address to which another server redirected
         raise InputError(
             f"{without_query(url)} redirects to something that is not an address: {error}."
         ) from error
+    if found.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
+        found.close()
+        raise _refused(url, found.status)
+    return found
+
+
+def _words(error: Exception) -> str:
+    """Return what went wrong in one line; a server may send anything in place of HTTP."""
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
+        return "the server does not speak HTTP"
+    return one_line(str(error)) or type(error).__name__
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -183,7 +230,7 @@ def _request(url: str, begin: int) -> urllib.request.Request:
     headers = {"User-Agent": "medsegai", "Accept-Encoding": "identity"}
     if begin:
         headers["Range"] = f"bytes={begin}-"
-    return urllib.request.Request(url, headers=headers)
+    return urllib.request.Request(urllib.parse.quote(url, safe=string.punctuation), headers=headers)
 
 
 def _failure(url: str, begin: int, error: urllib.error.URLError) -> Exception:
@@ -235,8 +282,8 @@ def _load(url: str, part: Path, most: int, step: Step) -> None:
                 _copy(answer, file, begin, total, _Bound(url, most, step))
         except MedSegAIError:
             raise
-        except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-            raise _Broken(str(error) or type(error).__name__) from error
+        except UNUSABLE as error:
+            raise _Broken(_words(error)) from error
 
 
 class _Bound:
@@ -262,7 +309,8 @@ def _copy(answer: Any, file: IO[bytes], there: int, total: int | None, bound: _B
 def _total(answer: Any, begin: int) -> int | None:
     """Return the size of the whole file; None if the server does not state it."""
     length = answer.headers.get("Content-Length", "")
-    return begin + int(length) if length.isascii() and length.isdigit() else None
+    number = length.isascii() and length.isdigit() and len(length) <= MOST_DIGITS
+    return begin + int(length) if number else None
 
 
 def _too_large(url: str, most: int) -> ModelError:

@@ -283,11 +283,15 @@ def _seg_nrrd(
 
 
 def _nrrd_bytes(segmentation: dict[str, object]) -> bytes:
-    """Return a segmentation as slicerio writes it, with characters instead of their codes."""
+    """Return a segmentation as slicerio writes it, with characters instead of their codes.
+
+    The comment with the time is left out, so that equal segmentations are equal files.
+    """
     file = io.BytesIO()
     slicerio.write_segmentation(file, segmentation, compression_level=COMPRESSION)
     header, separator, voxels = file.getvalue().partition(b"\n\n")
     header = re.sub(rb"\x01(..)", lambda code: bytes.fromhex(code.group(1).decode()), header)
+    header = re.sub(rb"(?m)^# on .*\n", b"", header)
     return header + separator + voxels
 
 

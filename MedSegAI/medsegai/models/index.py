@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from medsegai.errors import ModelError
 
 INDEX_VARIABLE = "MEDSEGAI_INDEX"
 """Names the index of this computer: an https address, or a file."""
+
+SHOWN = 12
+"""How many models a message names."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -55,15 +61,25 @@ class ModelIndex:
     models: tuple[ListedModel, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        ids = [model.id for model in self.models]
-        doubled = sorted({name for name in ids if ids.count(name) > 1})
+        counts = Counter(model.id for model in self.models)
+        doubled = sorted(name for name, count in counts.items() if count > 1)
         if doubled:
-            raise ModelError(f"{', '.join(doubled)} is listed twice.")
+            verb = "is" if len(doubled) == 1 else "are"
+            raise ModelError(f"{_some(doubled)} {verb} listed several times.")
 
     def find(self, name: str) -> ListedModel:
         """The model with this id. Raises ModelError, which lists those there are."""
         for model in self.models:
             if model.id == name:
                 return model
-        known = ", ".join(model.id for model in self.models) or "none"
-        raise ModelError(f"The index has no model {name!r}. It lists {known}.")
+        known = [model.id for model in self.models]
+        like = difflib.get_close_matches(name[:64], known, SHOWN) if len(known) > SHOWN else known
+        raise ModelError(
+            f"The index has no model {name[:80]!r}. It lists {_some(like or known) or 'none'}."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many there are besides."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
