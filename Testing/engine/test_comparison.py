@@ -121,6 +121,15 @@ def test_each_beginning_of_a_network_has_a_name_and_a_folder_of_its_own() -> Non
     assert len({network.folder(1) for network in networks}) == len(begun)
 
 
+def test_a_fold_that_is_not_made_is_refused_by_the_name_of_its_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset(tmp_path / "data", 4)
+    (tmp_path / "compare.toml").write_text(COMPARISON.replace("folds = [0]", "folds = [0, 2]"))
+    assert main(["compare", str(tmp_path / "compare.toml"), "-o", str(tmp_path / "out")]) == 2
+    assert "compare.toml: folds must lie between 0 and 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("more", ['encoders = ["plain", "plane"]', 'pretrained = ["", "none.pt"]'])
 def test_a_mistake_in_the_last_network_is_found_before_the_first_is_trained(
     more: str, tmp_path: Path

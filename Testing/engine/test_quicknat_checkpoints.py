@@ -173,15 +173,17 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "coronal.pth"
-    torch.save({"layer.weight": torch.zeros(3)}, path)
-    with pytest.raises(ModelError, match="not a QuickNAT"):
-        import_model(path, tmp_path / "model")
+    """Also before the view is asked for, because the network may be one of another family that lacks a layer."""
+    for name in ("coronal.pth", "model.pth"):
+        torch.save({"layer.weight": torch.zeros(3)}, tmp_path / name)
+        with pytest.raises(ModelError, match="not a QuickNAT"):
+            import_model(tmp_path / name, tmp_path / "model")
 
 
 def test_other_numbers_of_classes_and_unnamed_views_are_refused(tmp_path: Path) -> None:
-    state = QuickNAT(QuickNATConfig(1, 4, 28)).state_dict()
-    for name, message in (("coronal.pth", "28 classes"), ("model.pth", "Which view")):
+    cases = (("coronal.pth", 28, "28 classes"), ("model.pth", 33, "Which view"))
+    for name, classes, message in cases:
+        state = QuickNAT(QuickNATConfig(1, 4, classes)).state_dict()
         torch.save({"state_dict": state}, tmp_path / name)
         with pytest.raises(ModelError, match=message):
             import_model(tmp_path / name, tmp_path / "model")

@@ -274,8 +274,8 @@ def import_model(path: Path, destination: Path) -> ModelCard | None:
     files = [file for file in files if file.name.endswith(RELEASED_SUFFIXES)]
     if not files:
         return None
-    states = {file: read_quicknat_checkpoint(file) for file in files}
-    networks = {_view_in_name(file): _released(file, state) for file, state in states.items()}
+    released = {file: _released(file, read_quicknat_checkpoint(file)) for file in files}
+    networks = {_view_in_name(file): network for file, network in released.items()}
     if len(networks) < len(files) or len({config for config, _ in networks.values()}) > 1:
         raise ModelError(f"{path} holds several networks of one view, or of different shapes.")
     destination.mkdir(parents=True)

@@ -73,7 +73,8 @@ def quicknat_checkpoint_config(state: dict[str, Tensor], path: Path) -> QuickNAT
         first, last = state["encode1.conv1.weight"], state["classifier.conv.weight"]
     except KeyError as error:
         raise ModelError(
-            f"{path} is not a QuickNAT: it does not have the weights {error}."
+            f"{path} holds another network than those that can be imported; for example, it is not a QuickNAT, "
+            f"which has the weights {error}."
         ) from None
     return QuickNATConfig(
         channels=first.shape[1],

@@ -180,6 +180,15 @@ def trainings(config: ComparisonConfig) -> list[tuple[Network, int, Training2DCo
     ]
 
 
+def _check_folds(config: ComparisonConfig, count: int) -> None:
+    """Raise RequestError: the comparison names a fold that the training file does not make."""
+    if not all(0 <= number < count for number in config.folds):
+        raise RequestError(
+            f"{config.source}: folds must lie between 0 and {count - 1}, because the training file makes "
+            f"{count} folds."
+        )
+
+
 @contextlib.contextmanager
 def _named(network: str) -> Iterator[None]:
     """Let an error of a training within the block say which network of the grid it is of."""
@@ -199,6 +208,7 @@ def run(config: ComparisonConfig, folder: Path, device: str, progress: Progress)
         RequestError, InputError, ModelError, OutputError, Cancelled: see `training.unet2d.run.train`.
     """
     planned = trainings(config)
+    _check_folds(config, planned[0][2].folds)
     for _, _, training in planned:  # a mistake in the last is found before the first is trained
         check_buildable(training, 0, torch.device("cpu"))
     for network, seed, training in planned:
