@@ -70,6 +70,12 @@ def unet(dimensions: int = 3, seed: int = 0, **changes: Any) -> nn.Module:
     return network
 
 
+def least(seed: int = 0) -> nn.Module:
+    """The least network, for tests of the cache, because larger ones take a second to compile."""
+    torch.manual_seed(seed)
+    return nn.Conv2d(SLICES.shape[1], 4, 3, padding=1).eval()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -162,10 +168,10 @@ def test_large_networks_do_not_fill_the_disk(
     from medsegai.networks import openvino as runners
 
     compute = Compute(CPU, "openvino", False)
-    small = make_runner(unet(), compute)(PATCHES)
+    small = make_runner(least(), compute)(SLICES)
     assert len(list(tmp_path.rglob("*.blob"))) == 1
-    monkeypatch.setattr(runners, "KEPT_AT_MOST", 1000)
-    large = make_runner(unet(seed=1), compute)(PATCHES)
+    monkeypatch.setattr(runners, "KEPT_AT_MOST", 100)
+    large = make_runner(least(seed=1), compute)(SLICES)
     assert len(list(tmp_path.rglob("*.blob"))) == 1
     assert not torch.allclose(small, large)
 
@@ -173,7 +179,7 @@ def test_large_networks_do_not_fill_the_disk(
 def test_precisions_are_kept_apart(tmp_path: Path) -> None:
     need("openvino")
     for mixed in (False, True):
-        make_runner(unet(), Compute(CPU, "openvino", mixed), half="network")(PATCHES)
+        make_runner(least(), Compute(CPU, "openvino", mixed), half="network")(SLICES)
     assert len(list(tmp_path.rglob("*.blob"))) == 2
 
 
@@ -221,7 +227,7 @@ def test_openvino_pads_the_last_batch_and_gives_it_back_without_padding() -> Non
 
 def test_the_compiled_form_is_kept_and_a_damaged_one_is_made_again(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
-    network = tiny_quicknat.network(4, slices=3)
+    network = least()
     compute = Compute(CPU, "openvino", False)
     first = make_runner(network, compute)(SLICES).clone()
     kept = sorted((tmp_path / "openvino").glob("*.blob"))
@@ -231,7 +237,7 @@ def test_the_compiled_form_is_kept_and_a_damaged_one_is_made_again(tmp_path: Pat
         assert torch.equal(make_runner(network, compute)(SLICES), first)
     kept[0].write_bytes(b"damaged")
     torch.testing.assert_close(make_runner(network, compute)(SLICES), first)
-    other = make_runner(tiny_quicknat.network(4, slices=3, seed=1), compute)(SLICES)
+    other = make_runner(least(seed=1), compute)(SLICES)
     assert not torch.allclose(other, first)
 
 
@@ -239,7 +245,7 @@ def test_a_compiled_form_is_believed_only_for_its_own_weights(tmp_path: Path) ->
     """Two blobs that change places would give each network the answers of the other."""
     need("openvino")
     compute = Compute(CPU, "openvino", False)
-    networks = [tiny_quicknat.network(4, slices=3, seed=seed) for seed in (0, 1)]
+    networks = [least(seed) for seed in (0, 1)]
     first, second = (make_runner(network, compute)(SLICES).clone() for network in networks)
     one, other = (tmp_path / "openvino").glob("*.blob")
     content = one.read_bytes(), other.read_bytes()
@@ -279,10 +285,10 @@ def test_a_cache_that_is_a_link_is_not_used(tmp_path: Path) -> None:
 
 
 CTRL_C_AFTER_OPENVINO = """
-import gc, os, pathlib, signal, tiny_quicknat, torch
+import gc, os, pathlib, signal, torch
 from medsegai.networks.backends import Compute, make_runner
 for _ in range(3):
-    runner = make_runner(tiny_quicknat.network(4), Compute(torch.device("cpu"), "openvino", False))
+    runner = make_runner(torch.nn.Conv2d(1, 4, 3), Compute(torch.device("cpu"), "openvino", False))
     runner(torch.rand(1, 1, 32, 32))
     del runner
     gc.collect()
@@ -308,7 +314,7 @@ def test_a_cache_that_cannot_be_written_stops_nobody(
     pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
     (tmp_path / "file").touch()
     monkeypatch.setenv("MEDSEGAI_CACHE", str(tmp_path / "file"))
-    network = tiny_quicknat.network(4, slices=3)
+    network = least()
     assert make_runner(network, Compute(CPU, "openvino", False))(SLICES).shape[0] == 5
 
 

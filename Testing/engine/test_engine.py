@@ -296,8 +296,9 @@ def test_models_are_joined_by_the_names_of_their_structures(tiny: str, tmp_path:
     other = tiny_quicknat.write_model(tmp_path / "other")
     text = (other.folder / "card.json").read_text().replace("Left part", "Liver")
     (other.folder / "card.json").write_text(text)
-    first = engine.segment(SegmentationRequest((scan("LPS"),), (tiny,)))
-    joint = engine.segment(SegmentationRequest((scan("LPS"),), (tiny, str(other.folder))))
+    request = SegmentationRequest((scan("LPS"),), (tiny,), backend="torch", precision="fp32")
+    first = engine.segment(request)
+    joint = engine.segment(replace(request, models=(tiny, str(other.folder))))
     names = {label.name: label.value for label in joint.labels}
     assert {label.name: label.value for label in first.labels}.items() <= names.items()
     assert names["Liver"] not in {label.value for label in first.labels}
@@ -326,7 +327,7 @@ def test_intracranial_volume_is_given_where_the_card_says_what_fills_the_skull(
     """Not in a region, nor of joined models, where it would be a part or twice."""
     path = Path(tiny) / "card.json"
     card = json.loads(path.read_text())
-    request = SegmentationRequest((scan("LPS"),), (tiny,))
+    request = SegmentationRequest((scan("LPS"),), (tiny,), backend="torch", precision="fp32")
     assert engine.segment(request).intracranial_ml is None
     values = [label["value"] for label in card["labels"]]
     path.write_text(json.dumps(card | {"intracranial": values}))
