@@ -18,7 +18,7 @@ from MedSegAILib.panel_values import Choice, SeriesRow
 from MedSegAILib.recent_log import RecentLog
 from MedSegAILib.scene.dicom_database import folder_of, series_of, source_of
 from MedSegAILib.scene.plotting import CHART_REFERENCE, StatisticsLayout
-from MedSegAILib.scene.undo import undo_in
+from MedSegAILib.scene.undo import kept_beside, no_undo, undo_in
 from MedSegAILib.slicer_types import QtValue, SegmentationNode, TableNode, VolumeNode
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import WorkerLocation
@@ -79,13 +79,16 @@ def can_ask() -> bool:
     return slicer.util.mainWindow() is not None and not is_test()
 
 
-def save_undo(segmentation: SegmentationNode) -> bool:
-    """Keep the state of a segmentation for the Segment Editor's undo; False without a window."""
+def save_undo(segmentation: SegmentationNode) -> str:
+    """Keep the state of a segmentation for undo: see `scene.undo.SaveUndo`."""
     if slicer.util.mainWindow() is None:
-        return False
+        return no_undo(segmentation)
     page = slicer.util.getModuleWidget("SegmentEditor")
     if page.editor.mrmlSegmentEditorNode() is None:
         page.selectParameterNode()
+    is_in_use = slicer.util.selectedModule() == "SegmentEditor"
+    if is_in_use and page.editor.segmentationNode() not in (None, segmentation):
+        return kept_beside(page.editor)(segmentation)
     return undo_in(page.editor)(segmentation)
 
 

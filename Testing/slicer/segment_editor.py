@@ -22,16 +22,16 @@ import pythonqt
 from stand_ins import Face, behind, faced, like, put
 
 
-def undo_of(logic: Any) -> Callable[[Any], bool]:
+def undo_of(logic: Any) -> Callable[[Any], str]:
     """The undo of a vtkSlicerSegmentEditorLogic, where there is no window."""
 
-    def save(segmentation: Any) -> bool:
+    def save(segmentation: Any) -> str:
         node = logic.GetSegmentEditorNode()
         if node is None:
-            return False
+            return "It cannot undo."
         if node.GetSegmentationNode() is not segmentation:
             node.SetAndObserveSegmentationNode(segmentation)
-        return bool(logic.SaveStateForUndo())
+        return "" if logic.SaveStateForUndo() else "It cannot undo."
 
     return save
 

@@ -128,7 +128,8 @@ class qMRMLNodeComboBox(QWidget):
         count = self._scene.GetNumberOfNodesByClass(kind)
         nodes = [self._scene.GetNthNodeByClass(index, kind) for index in range(count)]
         exact = not self.showChildNodeTypes
-        return [node for node in nodes if not exact or node.GetClassName() == kind]
+        found = [node for node in nodes if not exact or node.GetClassName() == kind]
+        return [node for node in found if self.showHidden or not node.GetHideFromEditors()]
 
     def _first(self) -> Any:
         return None if self.noneEnabled or not self._nodes else self._nodes[0]

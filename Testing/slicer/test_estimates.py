@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,18 @@ def test_time_is_learnt_by_kind_of_job_and_outlives_the_session(house: House) ->
     assert estimates.seconds(cards, request()) == pytest.approx(1.0), "the last ones count"
 
 
-@pytest.mark.parametrize("text", ["nonsense", "[]", '{"a": "b"}', '{"a": ["b"]}'])
+@pytest.mark.parametrize("text", ["nonsense", "[]", '{"a": "b"}', '{"a": ["b"]}', "[" * 9999])
 def test_a_damaged_memory_is_forgotten(house: House, text: str) -> None:
     assert Estimates(lambda: text, lambda _: None).seconds((house.card,), request()) is None
+
+
+@pytest.mark.parametrize("time", ["NaN", "Infinity", "-1", "0"])
+def test_a_time_that_cannot_be_is_forgotten(house: House, time: str) -> None:
+    cards = (house.card,)
+    kept: list[str] = []
+    estimates = Estimates(lambda: "", kept.append)
+    result = fake_worker.halves(HEAD)
+    estimates.learn(cards, request(), replace(result, seconds={"predict": 1.0}))
+    (kind,) = json.loads(kept[0])
+    damaged = Estimates(lambda: f'{{"{kind}": [{time}]}}', kept.append)
+    assert damaged.seconds(cards, request()) is None

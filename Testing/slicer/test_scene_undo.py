@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import slicer
 
 from medsegai.errors import InputError
+from MedSegAILib.host import save_undo
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.scene import ENTROPY_REFERENCE, ReviewState, Scene
 from MedSegAILib.scene.segments import looks_of
@@ -28,7 +30,7 @@ from scene_images import (
     two_blocks,
 )
 from segment_editor import undo_of
-from stand_ins import faced
+from stand_ins import faced, put
 
 
 class Edited(Room):
@@ -140,6 +142,9 @@ class EditorWidget:
     def segmentationNode(self) -> Any:
         return self.node
 
+    def mrmlSegmentEditorNode(self) -> Any:
+        return "parameters"
+
     def setSegmentationNode(self, node: Any) -> None:
         if not self.stubborn:
             self.node = node
@@ -152,11 +157,37 @@ def test_the_widget_of_the_application_keeps_the_state_of_the_right_node() -> No
     mine, other = slicer.vtkMRMLSegmentationNode(), slicer.vtkMRMLSegmentationNode()
     for shown in (mine, other, None):
         editor = EditorWidget(shown)
-        assert undo_in(faced(editor, "qMRMLSegmentEditorWidget"))(mine)
+        assert undo_in(faced(editor, "qMRMLSegmentEditorWidget"))(mine) == ""
         assert editor.saved == [mine]
     editor = EditorWidget(other, stubborn=True)
-    assert not undo_in(faced(editor, "qMRMLSegmentEditorWidget"))(mine)
+    assert "cannot undo" in undo_in(faced(editor, "qMRMLSegmentEditorWidget"))(mine)
     assert editor.saved == []
+
+
+@pytest.mark.parametrize("module", ["SegmentEditor", "MedSegAI"])
+def test_an_update_leaves_an_editor_alone_in_which_a_person_paints_something_else(
+    room: Edited, application: Any, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """The next stroke would go into the wrong segmentation, and the undo of what was painted would be gone."""
+    other = room.mrml.AddNewNodeByClass("vtkMRMLSegmentationNode", "Another patient")
+    editor, before = EditorWidget(other), room.state()
+    page = SimpleNamespace(editor=faced(editor, "qMRMLSegmentEditorWidget"))
+    put(monkeypatch, "slicer.util.mainWindow", lambda: "window")
+    put(monkeypatch, "slicer.util.selectedModule", lambda: module)
+    put(monkeypatch, "slicer.util.getModuleWidget", lambda module: page)
+    scene = Scene(room.mrml, save_undo)
+    scene.write(room.volume, room.result, OutputChoice(OutputMode.UPDATE, room.node))
+    if module == "MedSegAI":
+        assert (editor.node, editor.saved) == (room.node, [room.node])
+        return
+    assert (editor.node, editor.saved) == (other, [])
+    (note,) = [text for text in scene.notes if "cannot undo" in text]
+    kept = room.mrml.GetNthNodeByClass(2, "vtkMRMLSegmentationNode")
+    assert kept.GetName() in note
+    assert not kept.GetDisplayNode().GetVisibility()
+    assert kept.GetTransformNodeID() == room.node.GetTransformNodeID()
+    room.node = kept
+    assert room.state() == before
 
 
 # --- preview ---------------------------------------------------------------------------------------

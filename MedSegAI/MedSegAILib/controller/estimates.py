@@ -59,9 +59,10 @@ def _times(text: str) -> dict[str, list[float]]:
     """Read the times; a damaged setting is discarded, because the times are soon learnt again."""
     try:
         data = json.loads(text or "{}")
-        return {str(kind): [float(value) for value in values] for kind, values in data.items()}
-    except (ValueError, TypeError, AttributeError):
+        found = {str(kind): [float(value) for value in values] for kind, values in data.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
+    return found if all(0 < time < math.inf for times in found.values() for time in times) else {}
 
 
 def _kind(cards: Sequence[ModelCard], request: SegmentationRequest) -> str:

@@ -17,6 +17,7 @@ from MedSegAILib.scene.segments import Looks, digests, looks_of, set_looks
 from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.visibility import show_as_the_card_says
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode, VTKObject
+from MedSegAILib.translation import tr as _
 
 
 class CopyWriter(Protocol):
@@ -182,6 +183,19 @@ def _image_of(segmentation: SegmentationNode, name: str) -> VTKObject:
     image = slicer.vtkOrientedImageData()
     segmentation.GetBinaryLabelmapRepresentation(name, image)
     return image
+
+
+def kept_copy(original: SegmentationNode) -> SegmentationNode:
+    """Return a hidden copy of a segmentation in the scene, which shows what it was before a change."""
+    scene, node = original.GetScene(), _copy_of(original)
+    node.SetName(scene.GenerateUniqueName(_("{name} before").format(name=original.GetName())))
+    scene.AddNode(node)
+    node.SetAndObserveTransformNodeID(original.GetTransformNodeID())
+    role = original.GetReferenceImageGeometryReferenceRole()
+    node.SetNodeReferenceID(role, original.GetNodeReferenceID(role))
+    _display_alike(original, node)
+    node.GetDisplayNode().SetVisibility(False)
+    return node
 
 
 def _copy_of(original: SegmentationNode) -> SegmentationNode:

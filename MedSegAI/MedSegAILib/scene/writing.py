@@ -167,9 +167,8 @@ class Writer:
 
     def keep_undo(self, segmentation: SegmentationNode) -> None:
         """Keep the state of a segmentation for the Segment Editor's undo, or note that it cannot undo."""
-        if not self.save_undo(segmentation):
-            note = _("The Segment Editor does not show {name}, so it cannot undo this change.")
-            self.notes.append(note.format(name=segmentation.GetName()))
+        note = self.save_undo(segmentation)
+        self.notes += [note] if note else []
 
     def plan(
         self,
