@@ -26,12 +26,14 @@ from nnunet_models import nnunet_folders, require_nnunet
 from scene_images import (
     ABSENT,
     LEFT,
+    LEFT_ID,
     MOVED,
     PLACES,
     SHAPE,
     STEM,
     add_volume,
     bending_transform,
+    paint,
     result_for,
     two_blocks,
     world_of,
@@ -334,3 +336,16 @@ def test_a_type_that_nifti_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not fit into a NIfTI file"):
         write_nifti(tmp_path / "a.nii.gz", volume)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_that_is_kept_again_is_said_to_be_there(mrml: Any, tmp_path: Path) -> None:
+    """Both have labels of a person, but no model may learn from one and be tested on the other."""
+    node, segmentation = case(mrml)
+    first = keep_case(tmp_path, CARD, [node], segmentation, consent=True)
+    assert first.notes == ()
+    paint(segmentation, LEFT_ID, two_blocks() == STEM.value, node)
+    second = keep_case(tmp_path, CARD, [node], segmentation, consent=True)
+    assert second.notes[-1].startswith(f"The same image was kept before: {first.name}. Delete")
+    assert len(dataset_cases(first.dataset)) == 2
+    other = keep(mrml, tmp_path, place="LPS")
+    assert not any("kept before" in note for note in other.notes)

@@ -7,6 +7,7 @@ files only hold voxels and their geometry, without personal data.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import os
 import re
@@ -41,6 +42,13 @@ CONSENT = _(
 
 IMAGES, LABELS, DATASET = "imagesTr", "labelsTr", "dataset.json"
 ENDING = ".nii.gz"
+FIRST = f"_0000{ENDING}"
+"""The end of the name of a case's first image."""
+
+TWICE = _(
+    "The same image was kept before: {cases}. Delete the case that is not needed, because a model would "
+    "learn from both, and be tested on what it has learned."
+)
 FIRST_NUMBER, LAST_NUMBER = 900, 999
 """The first number of a user's own datasets in nnU-Net."""
 
@@ -181,7 +189,18 @@ class _Dataset:
                     undone.callback(path.unlink, missing_ok=True)
                 self._describe()
                 undone.pop_all()
-        return KeptCase(case, self._folder, notes)
+            twice = self._same_image(case)
+        more = (TWICE.format(cases=", ".join(twice)),) if twice else ()
+        return KeptCase(case, self._folder, notes + more)
+
+    def _same_image(self, case: str) -> list[str]:
+        """Return the other cases of the same image, whose files are equal to the last byte."""
+        new = self._folder / IMAGES / f"{case}{FIRST}"
+        return [
+            path.name.removesuffix(FIRST)
+            for path in sorted(new.parent.glob(f"*{FIRST}"))
+            if path != new and filecmp.cmp(path, new, shallow=False)
+        ]
 
     def _free_name(self) -> str:
         while True:
@@ -208,7 +227,7 @@ class _Dataset:
                 raise OutputError(text.format(path=path, key=key))
 
     def _describe(self) -> None:
-        cases = len(list((self._folder / IMAGES).glob(f"*_0000{ENDING}")))
+        cases = len(list((self._folder / IMAGES).glob(f"*{FIRST}")))
         text = json.dumps(self._description(cases), indent=1, ensure_ascii=False) + "\n"
         partial = self._folder / f".{secrets.token_hex(8)}.json"
         try:
