@@ -59,6 +59,7 @@ class Scene:
         self.frame, self.checked = 0, 1
         self.following: list[Any] = []
         self.read_error: MedSegAIError | None = None
+        self.output_error: MedSegAIError | None = None
         self.write_error: Exception | None = None
         self.written: list[tuple[Any, SegmentationResult, OutputChoice, int | None]] = []
         self.previews: list[Any] = []
@@ -104,6 +105,10 @@ class Scene:
 
     def frames(self, node: Any) -> Sequence[int]:
         return self.sequence
+
+    def check_output(self, output: OutputChoice) -> None:
+        if self.output_error and output.node is not None:
+            raise self.output_error
 
     def current_frame(self, node: Any) -> int | None:
         return self.frame if self.sequence else None

@@ -270,6 +270,15 @@ def test_a_segmentation_that_shows_another_frame_is_not_changed(
     assert len(house.client.requests) == 1, "nothing was computed again"
 
 
+def test_an_output_that_cannot_be_changed_is_refused_before_the_job(house: House) -> None:
+    house.scene.output_error = InputError("Shells is made of surfaces.")
+    house.choose(output=OutputChoice(OutputMode.UPDATE, Node("Shells")))
+    assert house.panel.plan == ("Shells is made of surfaces.", False)
+    house.press_segment()
+    assert house.panel.error == "Shells is made of surfaces."
+    assert house.client.requests == []
+
+
 def test_a_result_of_voxels_that_were_replaced_meanwhile_says_so(house: House) -> None:
     house.press_segment()
     house.scene.checked = 2

@@ -511,6 +511,23 @@ def test_a_segmentation_under_a_bending_transform_is_refused(room: Again) -> Non
     assert room.node.GetSegmentation().GetMTime() == stamp
 
 
+def test_what_cannot_be_written_is_refused_before_the_job(room: Again) -> None:
+    check = room.scene.check_output
+    check(OutputChoice())
+    check(OutputChoice(OutputMode.UPDATE))
+    check(update(room.node))
+    room.node.CreateClosedSurfaceRepresentation()
+    room.node.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    for mode in (OutputMode.UPDATE, OutputMode.ADD, OutputMode.PREVIEW):
+        with pytest.raises(InputError, match="made of surfaces"):
+            check(OutputChoice(mode, room.node))
+    check(OutputChoice(OutputMode.NEW, room.node))
+    room.node.GetSegmentation().SetSourceRepresentationName("Binary labelmap")
+    room.node.SetAndObserveTransformNodeID(bending_transform(room.mrml).GetID())
+    with pytest.raises(GeometryError, match="is not linear"):
+        check(update(room.node))
+
+
 @pytest.mark.parametrize("scale", [0.0, float("nan")])
 def test_a_transform_that_flattens_is_refused_whatever_is_done(room: Again, scale: float) -> None:
     flat = add_transform(room.mrml, np.diag([1.0, 1.0, scale, 1.0]))

@@ -291,6 +291,7 @@ class Jobs:
         Raises:
             MedSegAIError: the choice cannot be run.
         """
+        self._context.scene.check_output(choice.output)
         volumes = self._context.scene.read_channels(chosen_nodes(choice))
         return self._context.request(choice, volumes)
 

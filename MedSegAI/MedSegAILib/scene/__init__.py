@@ -15,7 +15,7 @@ from medsegai.models.refinement import Refinement
 from medsegai.request import Candidates, SegmentationResult
 from medsegai.volume import Volume
 from medsegai.worker.requests import MeasurementResult, RefinementResult
-from MedSegAILib.output_choice import OutputChoice
+from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel_values import SegmentRow, StructureRow
 from MedSegAILib.scene import (
     attachments,
@@ -41,6 +41,8 @@ from MedSegAILib.scene.attachments import (
     candidates_of,
 )
 from MedSegAILib.scene.exporting import ExportSource
+from MedSegAILib.scene.inputs import transform_to_world
+from MedSegAILib.scene.layers import check_labelmaps
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.refining import Draft, RefinedPreview
 from MedSegAILib.scene.review import ReviewState
@@ -173,6 +175,17 @@ class Scene:
             GeometryError: source or segmentation have a parent transform that is not linear.
         """
         return self._writer.write(source, result, output or OutputChoice(), frame)
+
+    def check_output(self, output: OutputChoice) -> None:
+        """Find before a job what `write` would refuse after it.
+
+        Raises:
+            InputError: the chosen segmentation is not made of label maps.
+            GeometryError: it has a parent transform that is not linear.
+        """
+        if output.mode is not OutputMode.NEW and output.node is not None:
+            check_labelmaps(output.node)
+            transform_to_world(output.node)
 
     def draw_alone(self, segmentation: SegmentationNode) -> None:
         """Draw a segmentation, and no other result that shows the same: see `drawing.draw_alone`."""

@@ -67,7 +67,7 @@ def layers_of(segmentation: SegmentationNode) -> tuple[Layer, ...]:
             voxels are unknown, and label maps could only replace them.
     """
     check_segmentation(segmentation)
-    _check_labelmaps(segmentation)
+    check_labelmaps(segmentation)
     segments, layers = segmentation.GetSegmentation(), []
     for index in range(segments.GetNumberOfLayers(labelmap_name())):
         image = segments.GetLayerDataObject(index, labelmap_name())
@@ -79,7 +79,10 @@ def layers_of(segmentation: SegmentationNode) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def _check_labelmaps(segmentation: SegmentationNode) -> None:
+def check_labelmaps(segmentation: SegmentationNode) -> None:
+    """Raises:
+    InputError: see `layers_of`.
+    """
     segments = segmentation.GetSegmentation()
     source = segments.GetSourceRepresentationName()
     if segments.GetNumberOfSegments() and source != labelmap_name():
