@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -119,7 +120,43 @@ def test_workers_are_started_alike_in_all_recipes() -> None:
     assert all(f"--protocol tls {closed}" in text for text in schedulers)
 
 
-def commands(text: str) -> list[dict[str, list[str]]]:
+CONTAINER = {
+    "command",
+    "args",
+    "env",
+    "envFrom",
+    "image",
+    "name",
+    "resources",
+    "volumeMounts",
+    "workingDir",
+}
+"""The fields of a container in Kubernetes (core/v1) that a recipe may need."""
+
+QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
+
+
+def test_containers_have_the_fields_of_kubernetes() -> None:
+    """A number in the environment, or an option that YAML takes for a number, is refused there."""
+    (text,) = blocks("Kubernetes")
+    containers = commands(text)
+    assert len(containers) == 3
+    for container in containers:
+        assert container.keys() <= CONTAINER
+        assert container["command"]
+        assert all(isinstance(word, str) for word in container["command"])
+        for variable in container.get("env", ()):
+            assert isinstance(variable, dict)
+            assert variable.keys() == {"name", "value"}
+            assert all(isinstance(value, str) for value in variable.values())
+        resources = container.get("resources", {})
+        assert isinstance(resources, dict)
+        for part, quantities in resources.items():
+            assert part in ("limits", "requests")
+            assert all(QUANTITY.fullmatch(str(value)) for value in quantities.values())
+
+
+def commands(text: str) -> list[dict[str, Any]]:
     """The containers of the recipe, which stand one below the other."""
     parts = re.split(r"^# .*\n", text, flags=re.MULTILINE)
     return [yaml.safe_load(part) for part in parts if part.strip()]

@@ -257,6 +257,32 @@ def test_a_loss_that_is_no_number_is_skipped_and_ends_the_run_after_ten(
         trainer.step(spoiled)
 
 
+def test_a_run_whose_losses_are_never_numbers_can_be_started_again(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left a checkpoint of step 0, and neither the same folder nor another learning rate was accepted."""
+    descend = Trainer.step
+
+    def spoiled(trainer: Trainer, batch: Batch) -> torch.Tensor:
+        images = batch.images * float("nan")
+        return descend(trainer, dataclasses.replace(batch, images=images))  # type: ignore[type-var]
+
+    folder, options = tmp_path / "run", {"steps": 12}
+    short = dataclasses.replace(config, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(Trainer, "step", spoiled)
+    with pytest.raises(ModelError, match="Train again with a smaller"):
+        train(build_trainers, short, RunOptions(folder, device="cpu"), Progress())
+    assert [path.name for path in folder.iterdir()] == ["pool"], "made volumes serve the next run"
+    monkeypatch.setattr(Trainer, "step", descend)
+    other = dataclasses.replace(short, steps=1)
+    train(build_trainers, other, RunOptions(folder, device="cpu"), Progress())
+    assert (folder / "checkpoint.pt").is_file()
+    monkeypatch.setattr(Trainer, "step", spoiled)
+    with pytest.raises(ModelError, match="Train again"):
+        train(build_trainers, short, RunOptions(folder, resume=True, device="cpu"), Progress())
+    assert (folder / "checkpoint.pt").is_file(), "what was learned stays"
+
+
 def trainer_and_batch(config: TrainingConfig, **changes: object) -> tuple[Trainer, Batch]:
     config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
     card = load_card(config.card_path)

@@ -49,9 +49,14 @@ def refuse_earlier_run(folder: Path) -> None:
         )
 
 
-def remove_beginning(folder: Path) -> None:
-    """Remove what a run that learned nothing has written, so that it can be started again."""
-    for name in (CHECKPOINT, LOG):
+def remove_beginning(folder: Path, members: Iterable[str] = ()) -> None:
+    """Remove what a run that learned nothing has written, so that it can be started again.
+
+    Args:
+        folder: the folder of the run.
+        members: the members whose weights were judged before they learned anything.
+    """
+    for name in (CHECKPOINT, LOG, *map(best_weights_name, members)):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / BOARD, ignore_errors=True)
 

@@ -26,6 +26,7 @@ from medsegai.training.checkpoint import (
     load_checkpoint,
     load_weights,
     refuse_earlier_run,
+    remove_beginning,
     save_checkpoint,
     save_weights,
 )
@@ -155,10 +156,15 @@ class Run:
         """Whether the last validation shows that more steps are useless."""
         return False
 
+    def has_learned(self) -> bool:
+        """Whether any step changed a network."""
+        return any(trainer.bad_steps < trainer.done for trainer in self.trainers)
+
     def end(self) -> None:
         """Finish the other files of the run, and leave the process group."""
         if self.board is not None:
             self.board.close()
+            self.board = None
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
@@ -359,14 +365,23 @@ def carry_out(
 ) -> Path:
     """Train with a lock on the folder, and return the result of `finish`.
 
+    If no loss was ever a number, nothing of the run stays in the folder, so that it can be started again there.
+
     Raises:
+        ModelError: the losses were not numbers.
         OutputError: the folder cannot be written, or another training is at work there.
         Cancelled: the user asked to stop.
     """
     try:
         with claimed(options.folder, run.place.is_first):
-            run.begin(options.resume)
-            _advance(run, progress, options.limit)
+            try:
+                run.begin(options.resume)
+                _advance(run, progress, options.limit)
+            except ModelError:
+                if run.place.is_first and not run.has_learned():
+                    run.end()
+                    remove_beginning(options.folder, [it.task.name for it in run.trainers])
+                raise
             return finish()
     finally:
         run.end()

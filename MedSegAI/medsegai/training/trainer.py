@@ -177,7 +177,7 @@ class Trainer:
         logger.warning("Step %d of %s: the loss is not a number.", self.done, self.task.name)
         if self.bad_steps >= BAD_STEPS:
             raise ModelError(
-                f"The loss of {self.task.name} was not a number in {BAD_STEPS} steps in a row. Resume with a "
+                f"The loss of {self.task.name} was not a number in {BAD_STEPS} steps in a row. Train again with a "
                 "smaller optimiser.learning_rate, or look for damaged training data."
             )
         return False
