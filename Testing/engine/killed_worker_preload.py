@@ -1,7 +1,7 @@
 """Ends a worker of Dask that preloads this file at the so many-th access to the folder of results, by SIGKILL.
 
-The number is the end of the name of the scan, such as `scan-12.nii.gz`. The second worker that has the scan is left
-alone.
+The number is the end of the name of the scan, such as `scan-12.nii.gz`.
+The second worker that has it is left alone.
 """
 
 from __future__ import annotations
