@@ -186,6 +186,23 @@ def test_nan_and_a_constant_scan_are_drawn() -> None:
     assert render_preview(same, labelmap, BALLS).size[0] > 2.8 * LONGEST_SIDE
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("low", "step"), [(0, 1e14), (1e14, 0), (-1e14, 1e3), (0, 1e-9), (5, 1e-12)]
+)
+def test_grey_values_of_any_size_are_drawn(low: float, step: float) -> None:
+    """Without a warning of NumPy on the user's terminal, and not black where they differ."""
+    geometry = grid((0, 1, 2), (1, 1, 1))
+    _, labelmap = balls(geometry)
+    voxels = low + step * np.random.default_rng(1).random(labelmap.voxels.shape)
+    low_end, high_end = preview._window(voxels)
+    assert low_end < high_end
+    grey = preview._grey(voxels[3], (low_end, high_end), voxels.shape[:0:-1])
+    assert np.isfinite(grey).all()
+    assert (grey.max() > 100) == (step > 0)
+    render_preview(labelmap.with_voxels(voxels), labelmap, BALLS)
+
+
 def test_uncertainty_is_a_second_row_that_glows_where_entropy_is() -> None:
     scan, labelmap = balls(grid((0, 1, 2), (1, 1, 1)))
     plain = render_preview(scan, labelmap, BALLS)

@@ -55,6 +55,9 @@ WINDOW_PERCENTILES = (0.5, 99.5)
 HEADROOM = 0.15
 """The part of the window above the brightest tissue, which becomes light grey under the colours."""
 
+SMALLEST_STEP = 1e-30
+"""The least width of the window: between any values of a scan, and wide enough to divide by."""
+
 MAX_SAMPLES = 2_000_000
 """The number of voxels from which the grey window is computed; more would not change the percentiles."""
 
@@ -340,7 +343,8 @@ def _window(voxels: NDArray[np.number]) -> tuple[float, float]:
     if sample.size == 0:
         return 0.0, 1.0
     low, high = np.percentile(sample, WINDOW_PERCENTILES)
-    return float(low), float(max(high + HEADROOM * (high - low), low + 1e-6))
+    narrowest = max(abs(np.spacing(low)), SMALLEST_STEP)
+    return float(low), float(max(high + HEADROOM * (high - low), low + narrowest))
 
 
 def _grey(
