@@ -169,6 +169,27 @@ def test_the_command_writes_a_map_and_a_table(tmp_path: Path) -> None:
     assert main(missing) == 3
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--inside", "9", "--border", "8"), 2, "neither the label 9 (--inside) nor 8"),
+        (("--smallest", "-1"), 2, "--smallest must be at least 0 pixels"),
+    ],
+)
+def test_objects_of_labels_and_sizes_that_cannot_be_are_refused(
+    options: tuple[str, ...],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Image.fromarray(inside_and_border(discs(1))).save(tmp_path / "labels.png")
+    command = ["objects", str(tmp_path / "labels.png"), "-o", str(tmp_path / "out.png")]
+    assert main([*command, *options]) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_objects_are_asked_of_models_that_separate_them_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

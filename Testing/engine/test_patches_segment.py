@@ -156,3 +156,6 @@ def test_classify_judges_pictures_that_were_not_seen(
     assert main([*arguments[:-1], str(tmp_path / "no"), "--device", "cpu"]) == 2
     assert "the model knows tumor" in capsys.readouterr().err
     assert main([*arguments, "--part", "test"]) == 2
+    assert main([*arguments[:-1], str(tmp_path / "no"), "--specificity", "2"]) == 2
+    assert "--specificity must be more than 0" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

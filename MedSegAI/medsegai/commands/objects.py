@@ -10,6 +10,9 @@ from medsegai.commands.console import print_written
 from medsegai.commands.parsing import add_output, add_overwrite
 from medsegai.errors import InputError, OutputExistsError, RequestError, counted
 
+MANY = 10
+"""The largest number of labels that a message lists."""
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -65,6 +68,7 @@ def run_objects(arguments: argparse.Namespace) -> int:
     _check_options(arguments, written)
     labels = _one_slice(arguments.labels)
     channels = _channels(arguments, labels)
+    _check_labels(arguments, labels)
     plane = labels.voxels[0]
     waist = WAIST if arguments.waist is None else arguments.waist
     found = separated(
@@ -87,6 +91,18 @@ def _one_slice(path: Path) -> Volume:
             "separated in a single slice. Name a label map of one slice."
         )
     return labels
+
+
+def _check_labels(arguments: argparse.Namespace, labels: Volume) -> None:
+    """Raise RequestError if a label map has labels, but neither that of the inside nor that of the border."""
+    import numpy as np
+
+    there = [int(value) for value in np.unique(labels.voxels) if value]
+    if there and not {arguments.inside, arguments.border} & set(there):
+        raise RequestError(
+            f"{arguments.labels} has neither the label {arguments.inside} (--inside) nor {arguments.border} "
+            f"(--border). Its labels are {', '.join(map(str, there[:MANY]))}."
+        )
 
 
 def _channels(arguments: argparse.Namespace, labels: Volume) -> tuple[Volume, ...]:
@@ -122,5 +138,7 @@ def _check_options(arguments: argparse.Namespace, written: Sequence[Path]) -> No
             )
     if arguments.inside == arguments.border:
         raise RequestError("--inside and --border must be different labels.")
+    if arguments.smallest < 0:
+        raise RequestError(f"--smallest must be at least 0 pixels, not {arguments.smallest}.")
     if arguments.waist is not None and not 0 <= arguments.waist < float("inf"):
         raise RequestError(f"--waist must be at least 0 pixels, not {arguments.waist}.")

@@ -183,7 +183,7 @@ def classification_figures(
         InputError: the specificity is not between 0 and 1.
     """
     if not 0 < specificity < 1:
-        raise InputError(f"The specificity must lie between 0 and 1, not at {specificity:g}.")
+        raise InputError(f"The specificity must lie between 0 and 1, not {specificity:g}.")
     decisions = Decisions(judged.probabilities, judged.truth)
     count = len(judged.classes)
     confusion = np.zeros((count, count), np.int64)

@@ -51,6 +51,13 @@ class Classifying:
     device: str = "auto"
     specificity: float = 0.9
 
+    def __post_init__(self) -> None:
+        """Raises RequestError: the specificity is not between 0 and 1."""
+        if not 0 < self.specificity < 1:
+            raise RequestError(
+                f"--specificity must be more than 0 and less than 1, not {self.specificity:g}."
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class Classified:
