@@ -90,10 +90,10 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
     if not options.resume:
         refuse_earlier_run(folder)
     device = training_process(options.device).device
+    check_buildable(config, chosen[0], device)
     cases = read_cases(config)
     held_out = folds_of(cases, config.folds, config.seed)
     _check_enough(config, len(cases) - max(map(len, held_out)))
-    check_buildable(config, chosen[0], device)
     with claimed(folder):
         run = Run(config, cases, folder, device)
         run.begin(options.resume)
