@@ -337,6 +337,17 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         import_model(folder, tmp_path / "models" / "new")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+def test_weights_that_are_no_fractions_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = Bundle().write(tmp_path / "spleen_ct")
+    weights = torch.load(folder / "models/model.pt")
+    name = next(name for name, values in weights.items() if values.is_floating_point())
+    torch.save({**weights, name: weights[name].to(dtype)}, folder / "models/model.pt")
+    with pytest.raises(ModelError, match=f"{name}.*type {dtype}.*floating-point"):
+        import_model(folder, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
     folder = Bundle().write(tmp_path / "bundle")

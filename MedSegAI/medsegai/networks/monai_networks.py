@@ -222,6 +222,11 @@ class Description:
                     f"The weights {shown(name)} have the shape {tuple(given[name].shape)}, and in this "
                     f"{self.name} it is {tuple(values.shape)}."
                 )
+            if values.is_floating_point() and not given[name].is_floating_point():
+                raise ModelError(
+                    f"The weights {shown(name)} are of the type {given[name].dtype}, but this {self.name} "
+                    "needs floating-point numbers."
+                )
 
     def without_head(self, network: nn.Module) -> PointwiseHead | None:
         """Let a network of `with_weights` answer with the features before its last layer, if these are fewer.
