@@ -213,7 +213,7 @@ class Scene:
         self.drawn.append(segmentation)
 
     def shown_segments(self, segmentation: Any) -> dict[str, bool]:
-        return self.drawn_segments
+        return self.drawn_segments or {row.segment_id: row.shown for row in self.rows}
 
     def watch_display(self, segmentation: Any, changed: Callable[[], None]) -> Callable[[], None]:
         self.watched.append((segmentation, changed))

@@ -462,3 +462,27 @@ def test_a_case_is_kept_where_the_user_agrees(shown: House) -> None:
     shown.host.kept_where = "Kept as case_1 in /data."
     shown.panel.results.keep_requested.emit()
     assert shown.panel.message == "Kept as case_1 in /data."
+
+
+@pytest.mark.parametrize(
+    ("signal", "values"),
+    [
+        ("structure_chosen", ("001_Left",)),
+        ("only_chosen", (("001_Left",),)),
+        ("good_completed", ()),
+        ("next_requested", ()),
+        ("in_3d_chosen", (("001_Left",), True)),
+    ],
+)
+def test_a_segment_that_was_removed_elsewhere_leaves_the_table_before_anything_is_done(
+    house: House, signal: str, values: tuple[Any, ...]
+) -> None:
+    house.scene.rows = [ROW, GOOD]
+    house.controller.results.show(Node("Result"))
+    house.scene.rows = [GOOD]
+    getattr(house.panel.results, signal).emit(*values)
+    assert house.scene.done == []
+    assert house.panel.results.last("show")[0] == [GOOD]
+    assert "Segments were removed" in house.panel.message
+    house.panel.results.structure_chosen.emit("002_Stem")
+    assert house.scene.done == [("jump", (1.0, 2.0, 3.0))]

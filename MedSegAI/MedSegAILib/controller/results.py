@@ -19,6 +19,11 @@ ANOTHER_SCAN = _(
     "button again."
 )
 
+REMOVED = _(
+    "Segments were removed by another module, so the table was updated and nothing else was done. "
+    "Please choose again."
+)
+
 
 class ResultsScene(Protocol):
     """See `scene.Scene`."""
@@ -277,7 +282,7 @@ class Results:
             self._panel.show_message(message)
 
     def guarded(self, action: Callable[..., None]) -> Callable[..., None]:
-        """Return a slot for a signal that ignores nodes that have left the scene, and shows errors."""
+        """Return a slot for a signal that ignores nodes and segments that were removed, and shows errors."""
 
         def guarded(*values: object) -> None:
             if self._node is None:
@@ -288,6 +293,10 @@ class Results:
                 self._panel.show_error(
                     _("The segmentation {name} has left the scene.").format(name=name)
                 )
+                return
+            if self._rows.keys() - self._scene.shown_segments(self._node).keys():
+                self.refresh()
+                self._panel.show_message(REMOVED)
                 return
             try:
                 action(*values)
