@@ -241,13 +241,24 @@ def _prepared(job: _SegmentationJob, models: Sequence[Model], naming: JointLabel
     inputs = Inputs(job.inputs)
     for number, model in enumerate(models):
         job.progress.step("prepare", number, len(models))
-        seen, notes = surer_contrast(model, inputs, job.compute)
-        for part in model.parts(seen, job.output, job.request, job.compute, job.progress):
-            activation = part.activation.at(job.temperature)
-            cooled = replace(part, activation=activation, warnings=(*notes, *part.warnings))
+        for part in _parts_of(job, model, inputs):
+            cooled = replace(part, activation=part.activation.at(job.temperature))
             parts.append(_PartOf(cooled, number, naming.renamed[number]))
-            notes = ()
     return parts
+
+
+def _parts_of(job: _SegmentationJob, model: Model, inputs: Inputs) -> Sequence[Part]:
+    """The parts of a model, for the contrast of the scan that it is surer of."""
+
+    def parts(seen: Inputs) -> Sequence[Part]:
+        return model.parts(seen, job.output, job.request, job.compute, job.progress)
+
+    found = parts(inputs)  # first, because it refuses requests that the model cannot fulfil
+    seen, notes = surer_contrast(model, inputs, job.compute)
+    if seen is inputs:
+        return found
+    first, *others = parts(seen)
+    return [replace(first, warnings=(*notes, *first.warnings)), *others]
 
 
 def _warnings(

@@ -405,7 +405,7 @@ def test_unknown_views_and_devices_are_refused(config: TrainingConfig, tmp_path:
             dataclasses.replace(config, members=("axial",)), tmp_path, False, "cpu", Progress()
         )
     if not torch.cuda.is_available():
-        with pytest.raises(DeviceError, match="no CUDA device"):
+        with pytest.raises(DeviceError, match="does not find a CUDA device"):
             train_quicknat(config, tmp_path, False, "cuda", Progress())
 
 

@@ -19,9 +19,9 @@ from MedSegAILib.scene.attachments import (
     OBJECT_COLORS_REFERENCE,
     OBJECT_TABLE_REFERENCE,
     OBJECTS_REFERENCE,
-    follow,
 )
 from MedSegAILib.scene.objects import MOST_SEGMENTS
+from MedSegAILib.scene.tidying import follow
 from scene_images import MOVED, add_transform, mask_on, world_of
 
 INSIDE, BORDER = Label(1, "Inside", (200, 80, 80)), Label(2, "Border", (80, 80, 200))
