@@ -68,10 +68,9 @@ def grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
 
 def middle(box: Box, size: Sequence[int]) -> Box:
     """The part of a box in its middle that has at most `size` voxels (k, j, i)."""
-    k, j, i = (
-        slice(start, start + count)
-        for part, most in zip(box, size, strict=True)
-        for count in [min(part.stop - part.start, most)]
-        for start in [part.start + (part.stop - part.start - count) // 2]
-    )
+    counts = [min(part.stop - part.start, most) for part, most in zip(box, size, strict=True)]
+    starts = [
+        (part.start + part.stop - count) // 2 for part, count in zip(box, counts, strict=True)
+    ]
+    k, j, i = (slice(start, start + count) for start, count in zip(starts, counts, strict=True))
     return k, j, i

@@ -6,6 +6,8 @@ MedSegAI catches `MedSegAIError`; whatever else escapes is a defect of MedSegAI.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from medsegai.system.outside_text import unicode_text
 
 
@@ -79,3 +81,9 @@ class Cancelled(MedSegAIError):
 def counted(count: int, one: str, more: str) -> str:
     """A number with the noun that agrees with it, for messages: "1 voxel", "2 voxels"."""
     return f"{count} {one if count == 1 else more}"
+
+
+def listed(names: Sequence[object], most: int) -> str:
+    """The first names and how many more there are, for messages: "a, b and 3 more"."""
+    more = len(names) - most
+    return ", ".join(map(str, names[:most])) + (f" and {more} more" if more > 0 else "")

@@ -163,7 +163,11 @@ def _same(first: _Part | None, second: _Part | None) -> bool:
 def _lacks_surface(segments: Segmentation, name: str) -> bool:
     """Whether a segment does not have a surface of its own."""
     surface = segments.GetSegment(name).GetRepresentation(surface_name())
-    return surface is None or bool(surface.GetFieldData().HasArray(STAND_IN))
+    return surface is None or _is_stand_in(surface)
+
+
+def _is_stand_in(surface: VTKObject) -> bool:
+    return bool(surface.GetFieldData().HasArray(STAND_IN))
 
 
 def _stand_in_for(segments: Iterable[Segment]) -> None:
@@ -179,7 +183,7 @@ def _stand_in_for(segments: Iterable[Segment]) -> None:
 def _remove_stand_ins(segments: Segmentation) -> None:
     for name in segments.GetSegmentIDs():
         surface = segments.GetSegment(name).GetRepresentation(surface_name())
-        if surface is not None and surface.GetFieldData().HasArray(STAND_IN):
+        if surface is not None and _is_stand_in(surface):
             segments.GetSegment(name).RemoveRepresentation(surface_name())
 
 

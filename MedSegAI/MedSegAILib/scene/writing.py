@@ -378,10 +378,7 @@ class Preview:
 
 def note_report(segmentation: SegmentationNode, result: SegmentationResult) -> None:
     """Store the origin of a result with its segmentation; that of a region beside the one of the whole scan."""
-    report, before = (
-        result.report(),
-        report_of(segmentation),
-    )
+    report, before = result.report(), report_of(segmentation)
     if result.region and before:
         warnings = dict.fromkeys((*before.get("warnings", ()), *report["warnings"]))
         updated = [*before.get(UPDATED, ()), report]

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import print_written
 from medsegai.commands.parsing import add_output, add_overwrite
-from medsegai.errors import InputError, OutputExistsError, RequestError, counted
-
-MANY = 10
-"""The largest number of labels that a message lists."""
+from medsegai.errors import InputError, OutputExistsError, RequestError, counted, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from medsegai.commands.console import Subparsers
     from medsegai.volume import Volume
+
+MANY = 10
+"""The largest number of labels that a message lists."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -101,7 +101,7 @@ def _check_labels(arguments: argparse.Namespace, labels: Volume) -> None:
     if there and not {arguments.inside, arguments.border} & set(there):
         raise RequestError(
             f"{arguments.labels} has neither the label {arguments.inside} (--inside) nor {arguments.border} "
-            f"(--border). Its labels are {', '.join(map(str, there[:MANY]))}."
+            f"(--border). Its labels are {listed(there, MANY)}."
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, listed
 from medsegai.evaluation.mapping import LabelMapping, read_mapping
 from medsegai.evaluation.measures import StructureFigures, evaluate
 from medsegai.evaluation.report import CaseFigures, Evaluation
@@ -179,9 +179,9 @@ def _unpaired(
 
 def _lonely(folder: Path, files: Sequence[Path]) -> str:
     """A sentence that says which files have no counterpart in `folder`; it names the first ones."""
-    names = ", ".join(map(str, files[:NAMED_AT_MOST]))
+    names = listed(files, NAMED_AT_MOST)
     if len(files) > NAMED_AT_MOST:
-        names = f"{len(files)} files: {names} and {len(files) - NAMED_AT_MOST} more"
+        names = f"{len(files)} files: {names}"
     return f"{folder} has no counterpart of {names}."
 
 

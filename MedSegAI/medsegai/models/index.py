@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from medsegai.errors import ModelError
+from medsegai.errors import ModelError, listed
 
 INDEX_VARIABLE = "MEDSEGAI_INDEX"
 """Names the index of this computer: an https address, or a file."""
@@ -65,7 +64,7 @@ class ModelIndex:
         doubled = sorted(name for name, count in counts.items() if count > 1)
         if doubled:
             verb = "is" if len(doubled) == 1 else "are"
-            raise ModelError(f"{_some(doubled)} {verb} listed several times.")
+            raise ModelError(f"{listed(doubled, SHOWN)} {verb} listed several times.")
 
     def find(self, name: str) -> ListedModel:
         """The model with this id. Raises ModelError, which lists those there are."""
@@ -75,11 +74,5 @@ class ModelIndex:
         known = [model.id for model in self.models]
         like = difflib.get_close_matches(name[:64], known, SHOWN) if len(known) > SHOWN else known
         raise ModelError(
-            f"The index has no model {name[:80]!r}. It lists {_some(like or known) or 'none'}."
+            f"The index has no model {name[:80]!r}. It lists {listed(like or known, SHOWN) or 'none'}."
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names, and how many there are besides."""
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

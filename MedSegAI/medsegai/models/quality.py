@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from medsegai.errors import ModelError
+from medsegai.errors import ModelError, listed
 from medsegai.labels import Label
 from medsegai.models.json_fields import number, words
 
@@ -249,7 +249,7 @@ def sentences(structures: Sequence[Remarked], sources: Sequence[str] = ()) -> li
     """
     names = _by_remark(structures)
     said = list(itertools.islice(names.items(), SENTENCES))
-    lines = [f"{_listed(together)}: {remark}." for remark, together in said]
+    lines = [f"{listed(together, NAMED_AT_MOST)}: {remark}." for remark, together in said]
     if len(names) > SENTENCES:
         lines.append(_more_remarks(len(names) - SENTENCES))
     lines += _many_remarked(structures)
@@ -280,11 +280,6 @@ def _more_remarks(count: int) -> str:
     if count == 1:
         return "There is 1 more remark in the table of structures."
     return f"There are {count} more remarks in the table of structures."
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - NAMED_AT_MOST
-    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def _general_remarks(measures: StructureMeasures) -> list[str]:

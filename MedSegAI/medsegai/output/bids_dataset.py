@@ -16,7 +16,7 @@ from typing import Any
 
 import pathspec
 
-from medsegai.errors import InputError, RequestError, counted
+from medsegai.errors import InputError, RequestError, counted, listed
 from medsegai.output.cases import Case, is_dangling
 
 DESCRIPTION, IGNORED = "dataset_description.json", ".bidsignore"
@@ -270,7 +270,7 @@ def _scan(path: Path) -> Scan | None:
 
 def _left_out(names: Sequence[object], folder: Path, why: str) -> str:
     verb = "is" if len(names) == 1 else "are"
-    return f"{_listed(names)} in {folder} {verb} left out: {why}."
+    return f"{listed(names, NAMED_AT_MOST)} in {folder} {verb} left out: {why}."
 
 
 def _odd_folders(folder: Path) -> Iterator[str]:
@@ -332,9 +332,9 @@ def _tell_what_lacks(
     ignored = _ignored(folder)
     there |= {name: None for name in _folders(folder, asked) if not ignored.match_file(f"{name}/")}
     if missing := sorted(there.keys() - by_session.keys()):
-        tell(f"Without an image with {wanted}: {_listed(missing)}.")
+        tell(f"Without an image with {wanted}: {listed(missing, NAMED_AT_MOST)}.")
     if absent := sorted(_sessions_that_others_have(by_session)):
-        tell(f"Sessions that other subjects have are missing: {_listed(absent)}.")
+        tell(f"Sessions that other subjects have are missing: {listed(absent, NAMED_AT_MOST)}.")
     _tell_repeated(by_session, wanted, tell)
 
 
@@ -344,7 +344,7 @@ def _tell_repeated(
     if several := sorted(name for name, group in by_session.items() if len(group) > 1):
         first = by_session[several[0]]
         tell(
-            f"{_listed(several)}: several images with {wanted}, such as {first[0].path.name} and "
+            f"{listed(several, NAMED_AT_MOST)}: several images with {wanted}, such as {first[0].path.name} and "
             f"{first[1].path.name}. Each is a case; select one with --bids-filter, as in run=1."
         )
 
@@ -354,8 +354,8 @@ def _tell_parts(
 ) -> None:
     if parts := [scan.path.name for scan in matching if scan not in taken]:
         tell(
-            f"{_listed(parts)}: left out, because phase, real and imaginary images do not look like the images "
-            "that models know. Select them with --bids-filter, as in part=phase."
+            f"{listed(parts, NAMED_AT_MOST)}: left out, because phase, real and imaginary images do not look "
+            "like the images that models know. Select them with --bids-filter, as in part=phase."
         )
 
 
@@ -392,17 +392,11 @@ def _nothing(folder: Path, wanted: Filter, scans: Sequence[Scan]) -> str:
         if scans
         else "It does not have images"
     )
-    there += f" in the sessions {_listed(sessions)}" if sessions else ""
+    there += f" in the sessions {listed(sessions, NAMED_AT_MOST)}" if sessions else ""
     return (
         f"{folder} does not have an image with {wanted} in sub-*/anat or sub-*/ses-*/anat. "
         f"{there}; select with --bids-filter, as in suffix=T2w session=01."
     )
-
-
-def _listed(names: Sequence[object]) -> str:
-    more = len(names) - NAMED_AT_MOST
-    shown = ", ".join(map(str, names[:NAMED_AT_MOST]))
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _plain(key: str, value: str) -> str:
