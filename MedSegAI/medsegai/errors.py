@@ -6,9 +6,12 @@ MedSegAI catches `MedSegAIError`; whatever else escapes is a defect of MedSegAI.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from medsegai.system.outside_text import unicode_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class MedSegAIError(Exception):

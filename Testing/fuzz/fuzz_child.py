@@ -145,10 +145,10 @@ class Reader:
         except MedSegAIError as error:
             str(error).encode("utf-8", "backslashreplace")
         took, more = time.process_time() - time_before, _peak() - memory_before
+        if more > MEMORY:  # before the time, because memory that is filled takes time as well
+            raise Finding(f"took {more >> 20} MB")
         if took > SECONDS:
             raise Finding(f"took {took:.0f} s")
-        if more > MEMORY:
-            raise Finding(f"took {more >> 20} MB")
         if sorted(path.name for path in self._folder.iterdir()) != ["current", "own"]:
             raise Finding("wrote beside its folder")
 
