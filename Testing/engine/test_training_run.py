@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -38,7 +39,7 @@ from medsegai.training.optimisers import learning_rate_factor
 from medsegai.training.quicknat import build_trainers, network_config
 from medsegai.training.run import RunOptions, train
 from medsegai.training.sampling import Pool, view_task
-from medsegai.training.trainer import compiler_at_hand, training_process
+from medsegai.training.trainer import Trainer, compiler_at_hand, training_process
 from medsegai.training.validation import DiceCounter, Validator
 from training_phantom import LEFT, LIA, MIDDLE, RIGHT, head, write_phantom
 
@@ -360,6 +361,41 @@ def test_without_a_compiler_training_goes_on_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert not compiler_at_hand(CPU)
     assert "Install g++" in caplog.text
+
+
+def coronal_steps(config: TrainingConfig, precision: str) -> Trainer:
+    """A trainer of the coronal view that may compile, after its first step."""
+    config = dataclasses.replace(config, compile=True, precision=precision)  # type: ignore[arg-type]
+    card = load_card(config.card_path)
+    source = case_source(config, card, CPU)
+    trainer = build_trainers(config, card, ["coronal"], source, training_process("cpu"))[0]
+    trainer.step(Pool(source, config.sampling, config.seed).draw(0, trainer.task))
+    return trainer
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_compiling_that_only_rounds_otherwise_is_kept(
+    config: TrainingConfig, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The biases before batch normalisation have no gradient but rounding, whose direction is arbitrary."""
+
+    def compiled(module: torch.nn.Module, dynamic: bool) -> Callable[..., torch.Tensor]:
+        unit = torch.finfo(torch.bfloat16 if precision == "bf16" else torch.float32).eps
+        return lambda images, *others: module(images * (1 - unit), *others)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr("medsegai.training.trainer.compiler_at_hand", lambda device: True)
+    trainer = coronal_steps(config, precision)
+    assert trainer.run is not trainer.objective
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_compiled_quicknat_stays_compiled(config: TrainingConfig, precision: str) -> None:
+    if not compiler_at_hand(CPU):
+        pytest.skip("needs a C++ compiler")
+    trainer = coronal_steps(config, precision)
+    assert trainer.run is not trainer.objective
 
 
 def with_data(config: TrainingConfig, **changes: object) -> TrainingConfig:
