@@ -430,7 +430,7 @@ def when_slicer_has_started() -> None:
 
 def sweep_exchange() -> None:
     """Delete the scans that a killed Slicer left in the temporary folder."""
-    from medsegai.worker.array_transfer import sweep, temporary_folder
+    from medsegai.system.private_folders import sweep, temporary_folder
 
     sweep(temporary_folder())
 

@@ -24,8 +24,8 @@ from medsegai.errors import ModelError, OutputError
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import read_cards, user_models_folder
 from medsegai.system.machine import available_memory, usable_cores
+from medsegai.system.private_folders import temporary_folder
 from medsegai.system.torch_version import is_sound
-from medsegai.worker.array_transfer import temporary_folder
 
 OLDEST_PYTHON = (3, 11)
 LEAST_DISK_BYTES = 1_000_000_000

@@ -35,6 +35,7 @@ PLAIN = frozenset(
         "system.locks",
         "system.machine",
         "system.outside_text",
+        "system.private_folders",
         "system.regular_files",
         "system.torch_version",
         "system.user_folders",

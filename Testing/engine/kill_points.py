@@ -1,13 +1,19 @@
 """Batches that end at the so many-th access to the folder of results; run as a script, because it forks.
 
-`python kill_points.py FOLDER LAYOUT SIGNAL STEP FIRST` makes two scans in FOLDER, segments them undisturbed and
-then again for each STEP-th access, at which the process sends itself SIGNAL. It prints, as JSON, the number of
-accesses, how many runs were ended, and what was wrong with any of them.
+`python kill_points.py FOLDER LAYOUT SIGNAL WHERE FIRST [STEP]` makes two scans in FOLDER and segments them undisturbed
+in one process, and then again for each STEP-th access from FIRST on (without STEP only there), at which SIGNAL is
+sent. It prints, as JSON, how many runs were ended, and what was wrong with any of them. WHERE is one of
+
+- `alone`: one process segments the cases, and its accesses count;
+- `driver`: two workers segment them, and the accesses of the driver count;
+- `worker`: the accesses of the worker that has the first case count, and the driver gets the signal;
+- `all`: likewise, and driver and workers get the signal, as on a computer that fails.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -15,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +29,9 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import psutil
 
+import ending_preload
 import fake_engine
 from medsegai import cli
 from medsegai.commands import batch as _batch  # so that it is loaded before the forks
@@ -30,8 +39,10 @@ from medsegai.output import batch, bids_dataset, cohort_page, layouts
 
 __all__ = ["_batch", "batch", "bids_dataset", "cohort_page", "layouts"]
 
-ACCESSES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 NEVER = 10**9
+SOON = 30.0
+"""The seconds after which no worker may be left of a driver that was killed."""
+
 TABLES = {"batch.csv", "volumes.csv", "cohort.csv", "cohort.tsv", "cohort.json", "cohort.html"}
 """The files that change with each case; all others are whole from the beginning."""
 
@@ -60,6 +71,7 @@ class Place:
     """Two scans and the folder of their results."""
 
     def __init__(self, folder: Path, layout: str) -> None:
+        self._where, self._count = "alone", folder / "count"
         self.out, self.temporary, self.log = folder / "out", folder / "temporary", folder / "log"
         fake_engine.write_model(folder / "models")
         os.environ["MEDSEGAI_MODELS"] = str(folder / "models")
@@ -71,6 +83,21 @@ class Place:
         self.words = ["batch", f"{folder}/scans", "-o", str(self.out), "--model", "toy"]
         self.words += ["--layout", layout, *OPTIONS]
 
+    def use(self, where: str) -> None:
+        """Choose which accesses count in the next runs."""
+        self._where = where
+        if where != "alone":
+            os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = ending_preload.__file__
+            importlib.import_module("medsegai.output.cluster.jobs")  # before the forks
+            self.words += ["--workers", "2"]
+
+    def undisturbed(self) -> dict[str, Any]:
+        """Return the files of a run that is not ended."""
+        self.clear()
+        code = self.run()
+        assert code == 0, self.log.read_text()
+        return tree(self.out)
+
     def clear(self) -> None:
         for folder in (self.out, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
@@ -80,7 +107,9 @@ class Place:
         """Run the batch in a fork, which signals itself at an access; return the exit code."""
         child = os.fork()
         if child:
-            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            self.left = processes_left(child)
+            return code
         code = 99
         try:
             log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -89,9 +118,15 @@ class Place:
             os.setsid()
             os.environ["TMPDIR"], tempfile.tempdir = str(self.temporary), None
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            count = signal_at(self.out, at, number)
+            in_driver = self._where in ("alone", "driver")
+            count = ending_preload.Countdown(self.out, at if in_driver else NEVER, number)
+            sys.addaudithook(count)
+            ending_preload.order(
+                self.out, NEVER if in_driver else at, number, self._where, self._count
+            )
             code = cli.main(self.words)
-            sys.stdout.write(f"accesses: {len(count)}")
+            seen = count.seen if in_driver else len(self._count.read_bytes())
+            sys.stdout.write(f"accesses: {seen}")
             sys.stdout.flush()
         finally:
             if sys.exc_info()[0] is not None:
@@ -99,19 +134,22 @@ class Place:
             os._exit(code)
 
 
-def signal_at(folder: Path, at: int, number: int) -> list[None]:
-    """Send this process a signal at an access to a folder; return the accesses so far."""
-    count: list[None] = []
+def processes_left(group: int) -> list[str]:
+    """Return the processes of a group that do not end soon."""
+    end = time.monotonic() + SOON
+    while True:
+        left = [process for process in psutil.process_iter() if is_alive(process, group)]
+        if not left or time.monotonic() > end:
+            return [str(process) for process in left]
+        time.sleep(0.02)
 
-    def see(event: str, arguments: tuple[object, ...]) -> None:
-        paths = (str(item) for item in arguments if isinstance(item, (str, os.PathLike)))
-        if event in ACCESSES and any(str(folder) in path for path in paths):
-            count.append(None)
-            if len(count) == at + 1:
-                os.kill(os.getpid(), number)
 
-    sys.addaudithook(see)
-    return count
+def is_alive(process: psutil.Process, group: int) -> bool:
+    """Whether this is a process of the group; nobody may wait for those whose parent was killed."""
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ProcessLookupError):
+        return False
 
 
 def faults(place: Place, whole: dict[str, Any], at: int, number: int) -> Iterator[str]:
@@ -119,6 +157,8 @@ def faults(place: Place, whole: dict[str, Any], at: int, number: int) -> Iterato
     place.clear()
     code = place.run(at, number)
     said = place.log.read_text()
+    if place.left:
+        yield f"processes are left: {place.left}"
     left = [path.name for path in place.out.rglob(".*") if path.name != ".bidsignore"]
     if number != signal.SIGKILL:
         if code not in (0, 130) or "Traceback" in said:
@@ -130,23 +170,27 @@ def faults(place: Place, whole: dict[str, Any], at: int, number: int) -> Iterato
             yield f"not whole: {name}"
     if code := place.run():
         yield f"resumed with exit code {code}: {place.log.read_text()}"
+    if kept := list(place.temporary.iterdir()):
+        yield f"temporary files are left after --resume: {kept}"
     now = tree(place.out)
     if now != whole:
         names = [name for name in now.keys() | whole.keys() if now.get(name) != whole.get(name)]
         yield f"differ after --resume: {sorted(names)}"
 
 
-def main(folder: str, layout: str, name: str, step: str, first: str) -> None:
+def main(folder: str, layout: str, name: str, where: str, first: str, step: str = "") -> None:
     sys.modules["medsegai.engine"] = fake_engine.as_module()
     place, number = Place(Path(folder), layout), getattr(signal, name)
-    place.clear()
-    code, said = place.run(), place.log.read_text()
-    assert code == 0, said
-    whole, accesses = tree(place.out), int(said.rpartition(" ")[2])
-    points = range(int(first), accesses, int(step))
+    whole = place.undisturbed()
+    place.use(where)
+    points = [int(first)]
+    if step:
+        assert place.undisturbed() == whole
+        accesses = int(place.log.read_text().rpartition(" ")[2])
+        points = [*range(int(first), accesses, int(step))]
     found = {at: list(faults(place, whole, at, number)) for at in points}
     wrong = {at: why for at, why in found.items() if why}
-    sys.stdout.write(json.dumps({"accesses": accesses, "runs": len(points), "wrong": wrong}))
+    sys.stdout.write(json.dumps({"runs": len(points), "wrong": wrong}))
 
 
 if __name__ == "__main__":

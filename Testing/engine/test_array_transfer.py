@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import base64
 import os
-import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -14,10 +12,9 @@ import numpy as np
 import pytest
 
 from medsegai.errors import OutputError, WorkerError
-from medsegai.worker import array_transfer, protocol
+from medsegai.worker import protocol
 from medsegai.worker.array_transfer import (
     BLOCK_BYTES,
-    ExchangeFolder,
     Travel,
     blocks,
     file_in,
@@ -129,52 +126,6 @@ def test_a_file_that_is_gone_is_an_output_error(folders: tuple[Path, Path]) -> N
         list(sending)
 
 
-def test_the_folder_is_private_and_new(tmp_path: Path) -> None:
-    first, second = ExchangeFolder(tmp_path), ExchangeFolder(tmp_path)
-    assert first.path != second.path
-    assert first.path.stat().st_mode & 0o077 == 0
-    first.remove()
-    assert not first.path.exists()
-    assert second.path.exists()
-    second.remove()
-    second.remove()
-
-
-def test_the_sweep_leaves_the_living_and_the_strangers_alone(tmp_path: Path) -> None:
-    mine = ExchangeFolder(tmp_path)
-    parent = tmp_path / f"medsegai-exchange-{os.getppid()}-x"
-    stranger = tmp_path / "medsegai-exchange-notes"
-    dead = tmp_path / f"medsegai-exchange-{2**22 + 1}-x"
-    for folder in (parent, stranger, dead):
-        folder.mkdir()
-    ExchangeFolder(tmp_path).remove()
-    assert mine.path.exists()
-    assert parent.exists()
-    assert stranger.exists()
-    assert not dead.exists()
-
-
-def test_the_sweep_knows_that_processes_of_other_containers_cannot_be_seen(tmp_path: Path) -> None:
-    """Two containers that share a temporary folder each have a process of any number, or have it not."""
-    old = time.time() - 2 * array_transfer.ABANDONED_SECONDS
-    held = ExchangeFolder(tmp_path)
-    theirs = held.path.rename(tmp_path / f"medsegai-exchange-{2**22 + 1}.{'0' * 8}-held")
-    fresh = tmp_path / f"medsegai-exchange-{2**22 + 1}.{'0' * 8}-fresh"
-    dead = tmp_path / f"medsegai-exchange-{2**22 + 1}.{'0' * 8}-dead"
-    here = tmp_path / f"medsegai-exchange-{2**22 + 1}.{array_transfer._numbering()}-x"
-    for folder in (fresh, dead, here):
-        folder.mkdir()
-    for folder in (theirs, dead):
-        os.utime(folder, (old, old))
-    ExchangeFolder(tmp_path).remove()
-    assert theirs.exists(), "a living process had it"
-    assert fresh.exists()
-    assert not dead.exists()
-    assert not here.exists()
-    held.path = theirs
-    assert held.remove()
-
-
 @pytest.mark.parametrize("number", [-1, 1e300, float("inf"), "1", None, 1 << 60, [1]])
 def test_an_array_says_how_long_it_is(tmp_path: Path, number: object) -> None:
     for key in ("done", "total"):
@@ -187,44 +138,6 @@ def test_an_array_says_how_long_it_is(tmp_path: Path, number: object) -> None:
 def test_numbers_in_messages_are_finite(line: bytes) -> None:
     with pytest.raises(WorkerError, match="not JSON"):
         protocol.decode(line)
-
-
-def test_the_working_folder_is_no_temporary_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Python takes it as a last resort; there it would lie among the user's files."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", "/proc/full")
-    monkeypatch.setattr(array_transfer.tempfile, "gettempdir", os.getcwd)
-    with pytest.raises(OutputError, match="/proc/full is full or read-only"):
-        ExchangeFolder()
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # chosen, it is one
-    assert ExchangeFolder().path.parent == tmp_path
-
-
-def test_every_temporary_folder_is_made_in_a_place_that_was_looked_at() -> None:
-    """Without `dir`, Python falls back to the working folder."""
-    found = []
-    for path in Path(array_transfer.__file__).parents[1].rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                of_tempfile = (
-                    isinstance(node.func.value, ast.Name) and node.func.value.id == "tempfile"
-                )
-                if of_tempfile and node.func.attr != "gettempdir":
-                    found.append((path.name, {keyword.arg for keyword in node.keywords}))
-    assert len(found) > 4
-    assert [name for name, keywords in found if "dir" not in keywords] == []
-
-
-def test_without_any_temporary_folder_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_usable() -> str:
-        raise FileNotFoundError("No usable temporary directory found")
-
-    monkeypatch.setattr(array_transfer.tempfile, "gettempdir", none_usable)
-    with pytest.raises(OutputError, match="TMPDIR"):
-        ExchangeFolder()
 
 
 @pytest.mark.parametrize("damage", ["lost", "twice", "swapped"])

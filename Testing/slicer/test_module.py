@@ -14,6 +14,7 @@ import pytest
 import slicer
 
 import segment_editor
+from medsegai.system import private_folders
 from MedSegAILib import self_test as self_tests
 from slicer_application import MODULE_FOLDER
 from stand_ins import heard, put, put_module
@@ -182,7 +183,7 @@ def test_when_slicer_has_started_what_a_killed_one_left_is_gone(
     code = "import os; print(os.getpid())"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     left, ours = (
-        temporary / f"medsegai-exchange-{number}-scan"
+        temporary / f"medsegai-exchange-{number}.{private_folders._numbering()}-scan"
         for number in (int(ended.stdout), os.getpid())
     )
     for folder in (left, ours):

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,17 +160,14 @@ def run_segment(arguments: argparse.Namespace) -> int:
     """Download one series, segment it, and store the results if asked to."""
     from medsegai.export.files import Exports, Inputs, export
     from medsegai.output.result_files import Outputs
-    from medsegai.worker.array_transfer import temporary_folder
+    from medsegai.system.private_folders import PrivateFolder
 
     out: Path = arguments.output
     _check_free(out)
     archive = _archive(arguments)
     series = _series(archive, arguments)
-    with (
-        _made(out),
-        tempfile.TemporaryDirectory(prefix="medsegai-dicomweb-", dir=temporary_folder()) as name,
-    ):
-        scan = Path(name) / "series"
+    with _made(out), PrivateFolder("dicomweb") as folder:
+        scan = folder / "series"
         _fetch(archive, series, scan, arguments.quiet)
         request = request_from_arguments(arguments, [scan])
         check_request(request)

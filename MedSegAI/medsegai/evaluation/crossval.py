@@ -14,7 +14,6 @@ import itertools
 import json
 import logging
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,8 @@ from medsegai.models.catalogue import find_card
 from medsegai.models.nnunet_dataset import classes_of, read_json
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
+from medsegai.system.private_folders import PrivateFolder
 from medsegai.volume import Volume, check_same_grid
-from medsegai.worker.array_transfer import temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -293,10 +292,10 @@ class CrossValidation:
         """
         self._claim_folder()
         jobs = self._missing()
-        with tempfile.TemporaryDirectory(dir=temporary_folder()) as models:
+        with PrivateFolder("crossval") as models:
             for done, (candidate, fold, case) in enumerate(jobs):
                 progress.step(STAGE, done, len(jobs))
-                found = self._segment(candidate, fold, case, Path(models), progress)
+                found = self._segment(candidate, fold, case, models, progress)
                 write_volume(self.prediction(candidate, case), found)
         progress.step(STAGE, 1, 1)
 

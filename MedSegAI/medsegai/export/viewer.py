@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +22,8 @@ from medsegai.export.case import Case
 from medsegai.io import write_volume
 from medsegai.labels import Label
 from medsegai.system.outside_text import page_text
+from medsegai.system.private_folders import PrivateFolder
 from medsegai.volume import Geometry, Volume, check_same_grid
-from medsegai.worker.array_transfer import temporary_folder
 
 HERE = Path(__file__).parent
 NIIVUE = HERE / "niivue"
@@ -292,7 +291,7 @@ def _steps(voxels: NDArray[np.float32], highest: float) -> NDArray[np.uint8]:
 
 def _packed(volume: Volume) -> Mapping[str, str]:
     """Return a volume as a compressed NIfTI in base64."""
-    with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
-        path = Path(folder) / "volume.nii.gz"
+    with PrivateFolder("viewer") as folder:
+        path = folder / "volume.nii.gz"
         write_volume(path, volume)
         return {"base64": base64.b64encode(path.read_bytes()).decode()}

@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from medsegai.errors import InputError
 from medsegai.io.stored import fill
 from medsegai.system.outside_text import unicode_text
-from medsegai.worker.array_transfer import temporary_folder
+from medsegai.system.private_folders import PrivateFolder
 
 MEMORY_BYTES = 1 << 30
 """The memory that the process may use in addition to voxels, decoded and in transit."""
@@ -103,9 +102,8 @@ class _Decoder:
         with contextlib.ExitStack() as stack:
             named = path.absolute()
             if unicode_text(str(named)) != str(named):
-                made = tempfile.TemporaryDirectory(prefix="medsegai-", dir=temporary_folder())
-                folder = stack.enter_context(made)
-                link = Path(folder) / f"image{unicode_text(path.suffix)}"
+                folder = stack.enter_context(PrivateFolder("link"))
+                link = folder / f"image{unicode_text(path.suffix)}"
                 link.symlink_to(named)
                 named = link
             return self._ask(what, path, expected, {"path": str(named), **arguments})

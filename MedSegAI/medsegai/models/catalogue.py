@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -13,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from medsegai.errors import ModelError, OutputError
 from medsegai.models.card import CARD_NAME, ModelCard, load_card
 from medsegai.models.nnunet_plans import card_of_folder, is_nnunet_folder
+from medsegai.system.private_folders import PrivateFolder
 from medsegai.system.user_folders import own_folder
-from medsegai.worker.array_transfer import temporary_folder
 
 MODELS_VARIABLE = "MEDSEGAI_MODELS"
 
@@ -29,12 +27,12 @@ def _bundled_models(package: Path) -> Path:
     archive = next((path for path in package.parents if zipfile.is_zipfile(path)), None)
     if folder.is_dir() or archive is None:
         return folder
-    unpacked = Path(tempfile.mkdtemp(prefix="medsegai-models-", dir=temporary_folder()))
-    atexit.register(shutil.rmtree, unpacked, ignore_errors=True)
+    made = PrivateFolder("models")
+    atexit.register(made.remove)
     inside = folder.relative_to(archive).as_posix() + "/"
     with zipfile.ZipFile(archive) as file:
-        file.extractall(unpacked, [name for name in file.namelist() if name.startswith(inside)])
-    return unpacked / PurePosixPath(inside)
+        file.extractall(made.path, [name for name in file.namelist() if name.startswith(inside)])
+    return made.path / PurePosixPath(inside)
 
 
 BUNDLED_MODELS = _bundled_models(Path(__file__).parent)

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,7 +20,7 @@ from distributed.security import Security
 from medsegai.errors import InputError, RequestError, WorkerError
 from medsegai.system.guarding import attempt, ignore
 from medsegai.system.machine import usable_cores
-from medsegai.worker.array_transfer import temporary_folder
+from medsegai.system.private_folders import PrivateFolder
 
 ANSWER_SECONDS = 20.0
 """The seconds that a scheduler may take to respond."""
@@ -50,26 +49,25 @@ def local_workers(count: int, device: str = "auto") -> Iterator[Client]:
     cards = visible_gpus() if device in ("auto", "cuda") else []
     with (
         _quiet(),
-        tempfile.TemporaryDirectory(
-            prefix="medsegai-workers-", dir=temporary_folder(), ignore_cleanup_errors=True
-        ) as folder,
-        dask.config.set(_dask_settings(count)),
+        PrivateFolder("workers") as folder,
+        dask.config.set(_dask_settings(count, folder)),
         contextlib.ExitStack() as stack,
     ):
         # By cryptography, because other users of this computer can reach the port.
         security = Security.temporary()
-        cluster = _local_cluster(count, cards, folder, security)
+        cluster = _local_cluster(count, cards, security)
         stack.callback(_close, cluster)
         client = Client(cluster, security=security)
         stack.callback(_close, client)
         yield client
 
 
-def _dask_settings(count: int) -> dict[str, object]:
-    """Return Dask's settings for a number of workers that share the cores of this computer."""
+def _dask_settings(count: int, folder: Path) -> dict[str, object]:
+    """Return Dask's settings for workers that share the cores of this computer, with their temporary files."""
     threads = str(max(1, usable_cores() // count))
     return {
         **{f"distributed.nanny.pre-spawn-environ.{name}": threads for name in THREAD_VARIABLES},
+        "temporary-directory": str(folder),
         # A busy computer starts processes late; after 15 s Dask would refuse them.
         "distributed.deploy.lost-worker-timeout": "1 hour",
     }
@@ -84,15 +82,12 @@ ON_LOOPBACK = {
 """What keeps other computers out."""
 
 
-def _local_cluster(
-    count: int, cards: Sequence[str], folder: str, security: Security
-) -> SpecCluster:
+def _local_cluster(count: int, cards: Sequence[str], security: Security) -> SpecCluster:
     """Start a scheduler and workers that only this computer reaches. Raises WorkerError: they do not start."""
     common = {"security": security, **ON_LOOPBACK}
     of_worker = common | {
         "nthreads": 1,
         "memory_limit": 0,
-        "local_directory": folder,
         "silence_logs": logging.CRITICAL,
     }
     workers = {}
