@@ -1,6 +1,6 @@
 """Batches that end at the so many-th access to the folder of results; run as a script, because it forks.
 
-`python kill_points.py FOLDER LAYOUT SIGNAL WHERE FIRST [STEP]` makes two scans in FOLDER and segments them undisturbed
+`python kill_points.py FOLDER LAYOUT SIGNAL WHERE FIRST [STEP]` makes two scans in FOLDER and segments them alone
 in one process, and then again for each STEP-th access from FIRST on (without STEP only there), at which SIGNAL is
 sent. It prints, as JSON, how many runs were ended, and what was wrong with any of them. WHERE is one of
 
