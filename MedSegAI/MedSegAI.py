@@ -71,6 +71,7 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
 
     def setup(self) -> None:
         """Make the panel and connect it with the scene."""
+        from MedSegAILib.after_event import after_event
         from MedSegAILib.controller import Controller
         from MedSegAILib.host import Host, save_undo
         from MedSegAILib.panel import Panel, dialogs
@@ -90,8 +91,11 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         self.controller.models.show()
         closes = slicer.vtkMRMLScene.StartCloseEvent
         self.addObserver(slicer.mrmlScene, closes, self.onSceneStartClose)
-        opened = slicer.vtkMRMLScene.EndImportEvent
-        self.addObserver(slicer.mrmlScene, opened, self.onSceneOpened)
+        starts = slicer.vtkMRMLScene.StartImportEvent
+        self.addObserver(slicer.mrmlScene, starts, self.onSceneStartImport)
+        read = slicer.vtkMRMLScene.EndImportEvent
+        self.addObserver(slicer.mrmlScene, read, self.onSceneEndImport)
+        self.afterImport = after_event(self.onSceneOpened)
         self.controller.scene_opened()
         self.closeFilter = CloseFilter()
         if slicer.util.mainWindow() is not None:
@@ -120,9 +124,18 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         """Follow changes of the chosen input."""
         self.controller.jobs.update_plan()
 
-    def onSceneOpened(self, caller: Node, event: str) -> None:
-        """Follow a scene that was loaded."""
-        self.controller.scene_opened()
+    def onSceneStartImport(self, caller: Node, event: str) -> None:
+        """Wait for a scene that is being loaded."""
+        self.controller.scene_is_read()
+
+    def onSceneEndImport(self, caller: Node, event: str) -> None:
+        """Follow a scene that was loaded after the present event, when the selectors have its nodes."""
+        self.afterImport()
+
+    def onSceneOpened(self) -> None:
+        """Follow a scene that was loaded, unless the page has been closed meanwhile."""
+        if self.Observations:
+            self.controller.scene_opened()
 
     def onSceneStartClose(self, caller: Node, event: str) -> None:
         """Finish or stop jobs, because their volumes are removed with the scene."""

@@ -21,7 +21,7 @@ import slicer.util
 import vtk
 
 from medsegai.models.card import ModelCard
-from MedSegAILib.slicer_types import SegmentationNode, VolumeNode, Widget
+from MedSegAILib.slicer_types import MRMLScene, SegmentationNode, VolumeNode, Widget
 
 if TYPE_CHECKING:
     from medsegai.request import SegmentationResult
@@ -127,6 +127,21 @@ class SelfTest(unittest.TestCase):
         panel.settings.show(before)
         panel.queue.show(())
         self.assertTrue(panel.batch.choice().resume)
+
+    def test_choices_are_saved_with_the_scene(self) -> None:
+        from MedSegAILib.output_choice import OutputMode
+
+        panel, scene = slicer.util.getModuleWidget("MedSegAI").panel, slicer.mrmlScene
+        segmentation = self._write_ball(_ball_volume(moved=False))
+        panel.choose_output(OutputMode.ADD, segmentation)
+        text = _saved(scene)
+        scene.Clear()
+        slicer.app.processEvents()
+        self.assertEqual(panel.choice().output.mode, OutputMode.NEW)
+        _load(scene, text)
+        slicer.app.processEvents()
+        self.assertEqual(panel.choice().output.mode, OutputMode.ADD)
+        self.assertEqual(panel.choice().output.node.GetName(), segmentation.GetName())
 
     def test_results_are_listed_and_reviewed(self) -> None:
         page = slicer.util.getModuleWidget("MedSegAI")
@@ -319,6 +334,26 @@ def _doctor_report() -> Any:
         slicer.app.processEvents()
         time.sleep(0.02)
     return heard[0]
+
+
+def _saved(scene: MRMLScene) -> str:
+    """Return the scene as XML, without the files of its nodes."""
+    scene.SetSaveToXMLString(1)
+    try:
+        scene.Commit()
+    finally:
+        scene.SetSaveToXMLString(0)
+    return str(scene.GetSceneXMLString())
+
+
+def _load(scene: MRMLScene, text: str) -> None:
+    """Open a scene that `_saved` returned."""
+    scene.SetLoadFromXMLString(1)
+    scene.SetSceneXMLString(text)
+    try:
+        scene.Connect()
+    finally:
+        scene.SetLoadFromXMLString(0)
 
 
 def _editor() -> Widget:

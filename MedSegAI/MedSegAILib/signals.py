@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class Signal:
@@ -10,6 +11,7 @@ class Signal:
 
     def __init__(self) -> None:
         self._receivers: list[Callable[..., object]] = []
+        self._held: list[tuple[object, ...]] | None = None
 
     def connect(self, receiver: Callable[..., object]) -> None:
         """Call this receiver with each value from now on."""
@@ -17,5 +19,19 @@ class Signal:
 
     def emit(self, *values: object) -> None:
         """Call all receivers, in the order in which they were connected."""
+        if self._held is not None:
+            self._held.append(values)
+            return
         for receiver in self._receivers:
             receiver(*values)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block, nothing is received; after it, the last emission is, if there was one."""
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+        for values in held[-1:]:
+            self.emit(*values)

@@ -19,6 +19,7 @@ from medsegai.models.card import Channel, MemberCard, ModelCard
 from medsegai.progress import ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
 from MedSegAILib.controller import Controller
+from MedSegAILib.kept_choices import KeptChoices
 from MedSegAILib.panel.batch import BatchView
 from MedSegAILib.panel.models import ModelBrowser
 from MedSegAILib.panel.output import PreviewBar
@@ -150,6 +151,7 @@ class Panel:
             "fetch_requested",
         )
         self.chosen = Choice()
+        self.restored: list[KeptChoices] = []
         self.state = "idle"
         self.plan: tuple[str, bool] = ("", False)
         self.details = self.message = self.error = ""
@@ -163,6 +165,21 @@ class Panel:
 
     def choice(self) -> Choice:
         return self.chosen
+
+    def kept(self) -> KeptChoices:
+        """A few of the choices, as a real panel has them."""
+        nodes, cards = tuple(self.chosen.nodes.values()), self.chosen.cards
+        return KeptChoices(
+            model=cards[0].id if cards else "",
+            output=self.chosen.output.mode.value,
+            options=self.chosen.options,
+            inputs=nodes,
+        )
+
+    def restore(self, kept: KeptChoices) -> None:
+        self.restored.append(kept)
+        self.chosen = replace(self.chosen, options=kept.options)
+        self.choice_changed.emit()
 
     def choose_model(self, card: ModelCard) -> None:
         self.chosen_model = card

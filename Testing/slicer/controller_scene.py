@@ -15,6 +15,7 @@ from medsegai.models.card import ModelCard
 from medsegai.request import SegmentationResult
 from medsegai.volume import Geometry, Volume
 from medsegai.worker.requests import RefinementRequest
+from MedSegAILib.kept_choices import KeptChoices
 from MedSegAILib.output_choice import OutputChoice
 from MedSegAILib.panel_values import (
     SegmentRow,
@@ -54,6 +55,8 @@ class Scene:
     def __init__(self) -> None:
         self.notes: tuple[str, ...] = ()
         self.gone: list[Any] = []
+        self.kept: KeptChoices | None = None
+        self.closing = False
         self.volume = HEAD
         self.sequence: Sequence[int] = ()
         self.frame, self.checked = 0, 1
@@ -82,6 +85,21 @@ class Scene:
 
     def is_present(self, node: Any) -> bool:
         return node not in self.gone
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def choices_are_kept(self) -> bool:
+        return self.kept is not None
+
+    def kept_choices(self) -> KeptChoices | None:
+        return self.kept
+
+    def keep_choices(self, kept: KeptChoices) -> None:
+        self.kept = kept
+
+    def forget_choices(self) -> None:
+        self.kept = None
 
     def volumes(self) -> list[Any]:
         return [Node("T1"), Node("FLAIR")]

@@ -134,7 +134,7 @@ def test_refinements_have_names_that_say_what_they_do() -> None:
 def test_a_step_is_a_small_part_of_the_value(value: float, step: float) -> None:
     option = setting(value, "how far, in mm", (0.0, 50.0))
     (found,) = fields(make_dataclass("Options", [("move_mm", float, option)]))
-    widget, read = field_widget(found, value, lambda: None)
+    widget, read, _write = field_widget(found, value, lambda: None)
     assert widget.singleStep == pytest.approx(step)
     assert read() == value
     pythonqt.real(widget).stepUp()

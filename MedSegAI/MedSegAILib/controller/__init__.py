@@ -6,6 +6,7 @@ Panel, scene, queue and application are arguments; `protocols` defines what they
 from __future__ import annotations
 
 from MedSegAILib.controller.batches import Batches
+from MedSegAILib.controller.choices import Choices
 from MedSegAILib.controller.context import Context
 from MedSegAILib.controller.exporting import Exporting
 from MedSegAILib.controller.jobs import Jobs
@@ -37,7 +38,7 @@ class Controller:
     """Connects panel, scene, queue and application.
 
     Attributes:
-        jobs, results, refining, models, batches, places: the parts.
+        jobs, results, refining, models, batches, choices, places: the parts.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Controller:
         self.surfaces = Surfaces(self._context)
         self.models = Models(self._context)
         self.batches = Batches(self._context)
+        self.choices = Choices(self._context, self.results)
         self.places = Places(self._context, self.jobs.update_plan)
         panel.log_requested.connect(self._show_log)
         self._asked_devices = False
@@ -74,8 +76,13 @@ class Controller:
         """Return the question while the scene closes; "" if no job is running."""
         return self._question(SCENE_QUESTION, [])
 
+    def scene_is_read(self) -> None:
+        """Wait until the scene is complete; then `scene_opened` is called."""
+        self.choices.wait()
+
     def scene_opened(self) -> None:
-        """Show the result of a scene that was opened, or existed before the page."""
+        """Show the choices and the result of a scene that was opened, or existed before the page."""
+        self.choices.follow()
         self.results.show_only_one()
 
     def scene_closes(self) -> None:
@@ -87,6 +94,7 @@ class Controller:
         self.surfaces.forget()
         self.results.show(None)
         self._context.panel.results.fold()
+        self.choices.reset()
         self._context.panel.show_message("")
 
     def _question(self, text: str, others: list[str]) -> str:

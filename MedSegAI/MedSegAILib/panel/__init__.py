@@ -5,13 +5,17 @@ The panel does not decide anything and knows neither scene nor worker; nodes are
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from medsegai.models.card import ModelCard
+from medsegai.models.json_fields import shown
 from medsegai.progress import ProgressEvent
+from medsegai.refinements import as_text, parse, refinement_names
 from medsegai.system.outside_text import unformatted
+from MedSegAILib.kept_choices import KeptChoices
 from MedSegAILib.model_search import usable_together
-from MedSegAILib.output_choice import OutputMode
+from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel.batch import BatchView
 from MedSegAILib.panel.inputs import InputWidgets
 from MedSegAILib.panel.models import ModelBrowser
@@ -31,6 +35,8 @@ from MedSegAILib.progress_text import progress_text
 from MedSegAILib.signals import Signal
 from MedSegAILib.slicer_types import Node, Widget
 from MedSegAILib.translation import tr as _
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_STEPS = 1000
 
@@ -118,6 +124,51 @@ class Panel:
             region=self._inputs.region(),
             every_frame=self._inputs.every_frame(),
         )
+
+    def kept(self) -> KeptChoices:
+        """Return the choices that a scene keeps, apart from the segmentation that the table shows."""
+        cards, output = self._chosen_cards(), self._output.choice()
+        return KeptChoices(
+            model=cards[0].id if cards else "",
+            others=tuple(card.id for card in cards[1:]),
+            fast=self._speed.is_fast(),
+            every_frame=self._inputs.every_frame(),
+            output=output.mode.value,
+            change_locked=output.change_locked,
+            change_painted=output.change_painted,
+            options=self._options.changed_values(),
+            refinement=as_text(self.refine.choice().refinement),
+            inputs=tuple(self._inputs.nodes().values()),
+            region=self._inputs.region(),
+            segmentation=output.node,
+        )
+
+    def restore(self, kept: KeptChoices) -> None:
+        """Show these choices, as far as they are offered, and the others as by default."""
+        with self.model_changed.held(), self.choice_changed.held():
+            is_known = self._restore_models(kept)
+            self._speed.choose(kept.fast)
+            self._options.restore(kept.options)
+            self._inputs.restore(kept.inputs if is_known else kept.inputs[:1], kept.region)
+            flags = (kept.change_locked, kept.change_painted)
+            self._output.restore(OutputChoice(OutputMode(kept.output), kept.segmentation, *flags))
+            self.refine.choose_refinement(parse(kept.refinement or refinement_names()[0]))
+            self.choice_changed.emit()
+        self._inputs.choose_every_frame(kept.every_frame)  # now the frames are known
+
+    def _restore_models(self, kept: KeptChoices) -> bool:
+        """Choose the models, of which several may have one id; return whether the first one is here."""
+        present = self._card()
+        found = [card for card in self._cards if card.id == kept.model]
+        if found and present not in found:
+            self.choose_model(found[0])
+        card = self._card()
+        others = () if card is None or not found else usable_together(card, self._cards)
+        self._options.choose_other_models([o.name for o in others if o.id in kept.others])
+        missing = {kept.model, *kept.others} - {"", *(each.id for each in self._chosen_cards())}
+        if missing:
+            logger.warning("The scene's models %s are not here.", shown(sorted(missing)))
+        return bool(found)
 
     def choose_input(self, node: Node) -> None:
         """Choose this volume, as a user would."""

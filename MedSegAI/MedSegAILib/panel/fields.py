@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import qt
 
@@ -19,8 +19,16 @@ FRACTION = (0.05, 1.0)
 UNITS = ("mm", "ml")
 """The units with which the names of options end."""
 
-FieldWidget: TypeAlias = tuple[Widget, Callable[[], Any]]
-"""A widget, and the function that reads its value."""
+
+class FieldWidget(NamedTuple):
+    """A widget with the functions that read and write its value.
+
+    A value that the widget cannot show becomes another one, so that it is not the one that is then read.
+    """
+
+    widget: Widget
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
 
 
 def field_widget(option: Field[Any], value: Any, changed: Callable[[], None]) -> FieldWidget:
@@ -51,14 +59,18 @@ def _choice(words: Mapping[str, str], value: str, changed: Callable[[], None]) -
         widget.addItem(title, choice)
     widget.setCurrentIndex(widget.findData(value))
     widget.connect("currentTextChanged(QString)", lambda _value: changed())
-    return widget, lambda: str(widget.itemData(widget.currentIndex))
+    return FieldWidget(
+        widget,
+        lambda: str(widget.itemData(widget.currentIndex)),
+        lambda value: widget.setCurrentIndex(widget.findData(value)),
+    )
 
 
 def _switch(value: bool, changed: Callable[[], None]) -> FieldWidget:
     widget = check_box()
     widget.checked = value
     widget.connect("toggled(bool)", lambda _value: changed())
-    return widget, lambda: bool(widget.checked)
+    return FieldWidget(widget, lambda: bool(widget.checked), widget.setChecked)
 
 
 def _number(bounds: Sequence[float], value: int, changed: Callable[[], None]) -> FieldWidget:
@@ -66,7 +78,11 @@ def _number(bounds: Sequence[float], value: int, changed: Callable[[], None]) ->
     widget.minimum, widget.maximum = int(bounds[0]), int(bounds[1])
     widget.value = value
     widget.connect("valueChanged(int)", lambda _value: changed())
-    return widget, lambda: int(widget.value)
+
+    def write(value: int) -> None:
+        widget.value = min(max(value, widget.minimum), widget.maximum)  # Qt takes 32 bits
+
+    return FieldWidget(widget, lambda: int(widget.value), write)
 
 
 def _measure(
@@ -82,7 +98,7 @@ def _measure(
         widget.singleStep = _step(value)
     widget.value = value
     widget.connect("valueChanged(double)", lambda _value: changed())
-    return widget, lambda: float(widget.value)
+    return FieldWidget(widget, lambda: float(widget.value), widget.setValue)
 
 
 def _step(value: float) -> float:
@@ -93,9 +109,13 @@ def _step(value: float) -> float:
 def _text(several: bool, value: Any, changed: Callable[[], None]) -> FieldWidget:
     """Make a field for a text, or several separated by commas."""
     widget = qt.QLineEdit()
-    widget.text = ", ".join(value) if several else value
+
+    def write(value: Any) -> None:
+        widget.text = ", ".join(value) if several else value
+
+    write(value)
     widget.connect("textChanged(QString)", lambda _value: changed())
-    return widget, lambda: _words(widget.text) if several else widget.text
+    return FieldWidget(widget, lambda: _words(widget.text) if several else widget.text, write)
 
 
 def _words(text: str) -> tuple[str, ...]:

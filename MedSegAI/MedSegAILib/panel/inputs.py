@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import qt
 
@@ -15,6 +15,14 @@ from MedSegAILib.translation import tr as _
 
 _SCALARS, _VECTORS = "vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode"
 """The classes of images with one value per voxel, and of images with several, such as colour pictures."""
+
+
+def choose_node(selector: Widget, node: Node) -> None:
+    """Choose a node; one that is not offered becomes None, or the present one where None is not offered."""
+    before = None if selector.noneEnabled else selector.currentNode()
+    selector.setCurrentNode(node)
+    if selector.currentNode() is not node:
+        selector.setCurrentNode(before)
 
 
 class InputWidgets:
@@ -61,6 +69,22 @@ class InputWidgets:
     def choose(self, node: Node) -> None:
         """Choose this node for the first channel, as a user would."""
         self._ui.inputSelector.setCurrentNode(node)
+
+    def restore(self, nodes: Sequence[Node], region: Node) -> None:
+        """Choose these nodes for the channels in their order, and this box, as far as they are offered.
+
+        A volume that is None stays as the selector chose it.
+        """
+        selectors = [self._ui.inputSelector, *(selector for _label, selector in self._further)]
+        for selector, node in zip(selectors, nodes, strict=False):
+            if node is not None:
+                choose_node(selector, node)
+        choose_node(self._ui.regionSelector, region)
+        self._ui.channelsNote.visible = False
+
+    def choose_every_frame(self, every: bool) -> None:
+        """Choose every frame of a sequence, or the current one."""
+        self._ui.framesSelector.currentIndex = int(every)
 
     def choose_region(self, node: Node) -> None:
         """Choose this box, as a user would."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import qt
 
 from medsegai.models.card import ModelCard
+from medsegai.models.json_fields import shown
 from medsegai.request import request_options
-from MedSegAILib.panel.fields import field_widget, tip_of, title_of
+from MedSegAILib.panel.fields import FieldWidget, field_widget, tip_of, title_of
 from MedSegAILib.panel.refinement_list import RefinementList
 from MedSegAILib.panel.style import check_box
 from MedSegAILib.panel_values import DeviceChoice
 from MedSegAILib.slicer_types import Widget
 from MedSegAILib.translation import tr as _
+
+logger = logging.getLogger(__name__)
 
 # The model and the region have their own selectors; a scene cannot hold probabilities; candidates are always
 # requested, because AI correct needs them.
@@ -40,7 +44,8 @@ class OptionWidgets:
 
     def __init__(self, form: Widget, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._read: dict[str, Callable[[], Any]] = {}
+        self._fields: dict[str, FieldWidget] = {}
+        self._defaults: dict[str, Any] = {}
         self._members = _TickedNames("membersOption", True, self._on_members_changed)
         self._others = _TickedNames("othersOption", False, changed)
         self._refinements = RefinementList(changed)
@@ -50,20 +55,35 @@ class OptionWidgets:
         self._others.box.toolTip = _("Also run these models, and combine their results.")
         for option in request_options():
             if option.name not in ELSEWHERE:
-                widget = self._widget(option)
-                widget.toolTip = tip_of(option)
-                widget.objectName = f"{option.name}Option"
-                self._add_row(title_of(option), widget)
+                self._add_option(option)
         self._others_label = form.labelForField(self._others.box)
         self.set_others(())
 
     def values(self) -> dict[str, Any]:
         """Return the present options, as for `request_from_options`."""
-        return {name: read() for name, read in self._read.items()}
+        return {name: field.read() for name, field in self._fields.items()}
+
+    def changed_values(self) -> dict[str, Any]:
+        """Return the present options that differ from the panel's defaults."""
+        return {
+            name: value for name, value in self.values().items() if value != self._defaults[name]
+        }
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Show these options, and the others as by default; so are those that the panel does not offer."""
+        for name, field in self._fields.items():
+            field.write(values.get(name, self._defaults[name]))
+            if name in values and field.read() != values[name]:
+                logger.warning("The option %s cannot be %s here.", name, shown(values[name]))
+                field.write(self._defaults[name])
 
     def other_models(self) -> tuple[str, ...]:
         """Return the names of the models to use besides the chosen one."""
         return self._others.ticked()
+
+    def choose_other_models(self, names: Sequence[str]) -> None:
+        """Choose the models with these names to run together with the chosen one."""
+        self._others.tick(names)
 
     def set_model(self, card: ModelCard | None) -> None:
         """Show the members of the model, ticked if they have a share, and its structures for refinements."""
@@ -96,30 +116,49 @@ class OptionWidgets:
         else:
             self._form.addRow(f"{title}:", widget)
 
-    def _widget(self, option: Field[Any]) -> Widget:
+    def _add_option(self, option: Field[Any]) -> None:
         default = PANEL_DEFAULTS.get(option.name, option.default)
-        if option.name == "members":
-            self._read[option.name] = self._chosen_members
-            return self._members.box
-        if option.name == "device":
-            return self._device_selector(option)
-        if option.name == "refinements":
-            self._read[option.name] = self._refinements.values
-            return self._refinements.widget
-        widget, self._read[option.name] = field_widget(option, default, self._changed)
-        return widget
+        field = self._fields[option.name] = self._field(option, default)
+        self._defaults[option.name] = default
+        field.widget.toolTip = tip_of(option)
+        field.widget.objectName = f"{option.name}Option"
+        self._add_row(title_of(option), field.widget)
 
-    def _device_selector(self, option: Field[Any]) -> Widget:
+    def _field(self, option: Field[Any], default: Any) -> FieldWidget:
+        if option.name == "members":
+            return FieldWidget(self._members.box, self._chosen_members, self._choose_members)
+        if option.name == "device":
+            return self._device_selector(default)
+        if option.name == "refinements":
+            chosen = self._refinements
+            return FieldWidget(chosen.widget, chosen.values, chosen.choose)
+        return field_widget(option, default, self._changed)
+
+    def _device_selector(self, default: str) -> FieldWidget:
         """Make an editable selector, so that a device can be named before the doctor has listed the devices."""
         widget = self._device = qt.QComboBox()
         widget.editable = True
         widget.minimumContentsLength = 10
         widget.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
-        widget.currentText = option.default
+        widget.currentText = default
         self.show_devices(DEVICES)
         widget.connect("currentTextChanged(QString)", self._on_change)
-        self._read[option.name] = lambda: _first_word(widget.currentText)
-        return widget
+        return FieldWidget(widget, lambda: _first_word(widget.currentText), self._choose_device)
+
+    def _choose_device(self, value: str) -> None:
+        """Choose a device; one that is not offered is not chosen."""
+        texts = [self._device.itemText(number) for number in range(self._device.count)]
+        found = [text for text in texts if _first_word(text) == value]
+        if found:
+            self._device.currentText = found[0]
+            self._device.lineEdit().setCursorPosition(0)
+
+    def _choose_members(self, names: Sequence[str]) -> None:
+        """Choose members; those of the card if none is named."""
+        if names:
+            self._members.tick(names)
+        else:
+            self._members.reset()
 
     def _chosen_members(self) -> tuple[str, ...]:
         """Return the chosen members; an empty list means those of the card, as in the request."""
@@ -167,8 +206,14 @@ class _TickedNames:
         return {name: bool(box.checked) for name, box in self._boxes.items()} == self._first
 
     def reset(self) -> None:
+        self.tick([name for name, ticked in self._first.items() if ticked])
+
+    def tick(self, names: Sequence[str]) -> None:
+        """Tick these names alone; names that are not shown do not matter."""
         for name, box in self._boxes.items():
-            box.checked = self._first[name]
+            box.blockSignals(True)
+            box.checked = name in names
+            box.blockSignals(False)
 
     def _on_toggled(self, _ticked: bool) -> None:
         self._changed()

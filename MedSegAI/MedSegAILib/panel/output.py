@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from MedSegAILib.output_choice import OutputChoice, OutputMode
+from MedSegAILib.panel.inputs import choose_node
 from MedSegAILib.panel.wrapping import say
 from MedSegAILib.signals import Signal
 from MedSegAILib.slicer_types import Node, Widget
@@ -53,6 +54,13 @@ class OutputWidgets:
         self._ui.outputSelector.currentIndex = [item for item, _title in MODES].index(mode)
         if node is not None:
             self._ui.outputNodeSelector.setCurrentNode(node)
+
+    def restore(self, choice: OutputChoice) -> None:
+        """Show this output; a segmentation that cannot be chosen is not."""
+        self.choose(choice.mode)
+        choose_node(self._ui.outputNodeSelector, choice.node)
+        self._ui.lockedCheck.checked = choice.change_locked
+        self._ui.paintedCheck.checked = choice.change_painted
 
     def _mode(self) -> OutputMode:
         return MODES[max(self._ui.outputSelector.currentIndex, 0)][0]

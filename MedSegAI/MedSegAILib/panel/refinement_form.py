@@ -8,7 +8,7 @@ from typing import Any
 from medsegai.labels import Label
 from medsegai.models.refinement import Refinement
 from medsegai.refinements import option_fields
-from MedSegAILib.panel.fields import FieldWidget, field_widget, tip_of, title_of
+from MedSegAILib.panel.fields import field_widget, tip_of, title_of
 from MedSegAILib.panel.structure_list import Structure, StructureList
 from MedSegAILib.slicer_types import Widget
 
@@ -51,7 +51,7 @@ class RefinementForm:
                     continue
                 widget, read = self._structures(labels, value)
             else:
-                widget, read = field_widget(option, value, self._changed)
+                widget, read, _write = field_widget(option, value, self._changed)
             widget.objectName = f"{self._prefix}_{option.name}"
             widget.toolTip = tip_of(option)
             self._form.addRow(f"{title_of(option)}:", widget)
@@ -63,7 +63,9 @@ class RefinementForm:
         changed = {name: value for name, value in values.items() if value != self._defaults[name]}
         return Refinement(self._name, changed)
 
-    def _structures(self, labels: Sequence[Label], values: Sequence[int]) -> FieldWidget:
+    def _structures(
+        self, labels: Sequence[Label], values: Sequence[int]
+    ) -> tuple[Widget, Callable[[], Any]]:
         """Return a list of structures; if none is ticked, all are meant, as in the refinements."""
         found = StructureList(self._changed)
         rows = [Structure(label.value, label.name, label.color) for label in labels]

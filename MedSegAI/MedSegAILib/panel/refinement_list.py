@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import qt
 
 from medsegai.labels import Label
 from medsegai.models.refinement import Refinement
-from medsegai.refinements import as_text, option_fields, refinement_names, summary, title
+from medsegai.refinements import as_text, option_fields, parse, refinement_names, summary, title
 from MedSegAILib.panel.fields import title_of
 from MedSegAILib.panel.refinement_form import RefinementForm
 from MedSegAILib.slicer_types import Widget
@@ -51,6 +51,12 @@ class RefinementList:
     def values(self) -> tuple[str, ...]:
         """Return the refinements in their order, as for the option `refinements`."""
         return tuple(as_text(refinement) for refinement in self._chosen)
+
+    def choose(self, texts: Sequence[str]) -> None:
+        """Choose the refinements of these texts, without those that name structures of another model."""
+        known = {label.value for label in self._labels}
+        self._chosen = [item for item in map(parse, texts) if _structures_of(item) <= known]
+        self._show(0 if self._chosen else -1)
 
     def set_labels(self, labels: Sequence[Label]) -> None:
         """Offer the structures of the model; chosen structures of another model are forgotten."""
@@ -142,6 +148,16 @@ class RefinementList:
         self._list.item(row).setText(in_words(self._chosen[row]))
         self._explain(self._chosen[row])
         self._changed()
+
+
+def _structures_of(refinement: Refinement) -> set[Hashable]:
+    """Return the label values that the options of a refinement name."""
+    return {
+        value
+        for values in refinement.options.values()
+        if isinstance(values, tuple)
+        for value in values
+    }
 
 
 def in_words(refinement: Refinement) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medsegai.models.refinement import Refinement
 from medsegai.refinements import refinement_names, summary
 from medsegai.refinements import title as title_of_refinement
 from MedSegAILib.panel.refinement_form import RefinementForm
@@ -65,6 +66,11 @@ class RefineView:
     def choose(self, node: Node) -> None:
         """Choose this segmentation, as a user would."""
         self._ui.refineSelector.setCurrentNode(node)
+
+    def choose_refinement(self, refinement: Refinement) -> None:
+        """Choose this refinement with its options."""
+        self._ui.refinementSelector.currentIndex = refinement_names().index(refinement.name)
+        self._form.show(refinement.name, refinement.options)
 
     def choose_image(self, node: Node) -> None:
         """Choose this image, as a user would."""

@@ -42,5 +42,13 @@ class Speed:
         """Return the options of a request that differ from those below Advanced."""
         return dict(self._fast) if self._selector.currentIndex == FAST else {}
 
+    def is_fast(self) -> bool:
+        """Return whether fast is chosen, even if the model has one speed only."""
+        return bool(self._selector.currentIndex == FAST)
+
+    def choose(self, fast: bool) -> None:
+        """Choose fast or normal."""
+        self._selector.currentIndex = FAST if fast else NORMAL
+
     def _on_change(self, _index: int) -> None:
         self._changed()

@@ -15,6 +15,7 @@ from medsegai.models.refinement import Refinement
 from medsegai.request import Candidates, SegmentationResult
 from medsegai.volume import Volume
 from medsegai.worker.requests import MeasurementResult, RefinementResult
+from MedSegAILib.kept_choices import KeptChoices
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel_values import SegmentRow, StructureRow
 from MedSegAILib.scene import (
@@ -23,6 +24,7 @@ from MedSegAILib.scene import (
     drawing,
     exporting,
     inputs,
+    kept_choices,
     measuring,
     overlay,
     refining,
@@ -97,6 +99,26 @@ class Scene:
     def is_present(self, node: Node) -> bool:
         """Whether a node is still in the scene."""
         return bool(self._scene.IsNodePresent(node))
+
+    def is_closing(self) -> bool:
+        """Whether the nodes are being removed, because the scene is closed."""
+        return bool(self._scene.IsClosing())
+
+    def choices_are_kept(self) -> bool:
+        """Whether the scene has the panel's choices: see `kept_choices.are_kept`."""
+        return kept_choices.are_kept(self._scene)
+
+    def kept_choices(self) -> KeptChoices | None:
+        """Return the panel's choices that the scene has, None if it has none."""
+        return kept_choices.kept_choices(self._scene)
+
+    def keep_choices(self, kept: KeptChoices) -> None:
+        """Write the panel's choices into the scene, with which they are saved."""
+        kept_choices.keep_choices(self._scene, kept)
+
+    def forget_choices(self) -> None:
+        """Remove the panel's choices from the scene."""
+        kept_choices.forget_choices(self._scene)
 
     def volumes(self) -> list[VolumeNode]:
         """Return the volume nodes that can be inputs, in the order of the scene, without hidden ones."""
