@@ -35,9 +35,12 @@ demo2d: setup-demo ## segment nuclei in a drawn picture (or INPUT=picture), into
 	$(BIN)/medsegai demo --model nuclei $(if $(INPUT),"$(INPUT)") -o demo2d
 
 # A file stays in one process, because its tests share what is expensive to make; one thread each, so that the processes
-# do not wait for each other.
-test: setup-test lint types ## style, types and every test but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
+# do not wait for each other. mypy, which uses one processor, runs beside them; what it finds is said at the end.
+test: setup-test lint ## style, types and every test but the slow ones
+	@mkdir -p build
+	$(BIN)/mypy > build/types.txt 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST_ARGS); tests=$$?; \
+	wait $$types || { cat build/types.txt; exit 1; }; exit $$tests
 
 test-slow: setup-test ## the slow tests
 	@.ci/browser

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+import parsed
 
 FILE_LINES = 600
 FUNCTION_LINES = 70
@@ -36,7 +38,7 @@ def size_problems(source: str) -> Iterator[str]:
     lines = len(source.splitlines())
     if lines >= FILE_LINES:
         yield f"1: {lines} lines in one file; the limit is {FILE_LINES}"
-    for node in ast.walk(ast.parse(source)):
+    for node in parsed.nodes(source):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         length = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -54,9 +56,9 @@ def _argument_names(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
 
 def danger_problems(source: str) -> Iterator[str]:
     """Calls that would run code out of a file or a string, however they were imported."""
-    tree = ast.parse(source)
-    names = dict(_imported_names(tree))
-    for node in ast.walk(tree):
+    nodes = parsed.nodes(source)
+    names = dict(_imported_names(nodes))
+    for node in nodes:
         if isinstance(node, ast.List) and _starts_unsafe_python(node):
             yield f"{node.lineno}: starts Python without -P, which looks for modules in the working folder"
         if not isinstance(node, ast.Call):
@@ -91,8 +93,8 @@ def _has_own_unpickler(node: ast.Call) -> bool:
     return bool(given) and given != ["pickle"]
 
 
-def _imported_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    for node in ast.walk(tree):
+def _imported_names(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str]]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.asname:

@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import parsed
+
 SHARED_LINES = 5
 """Lines of statements in a row that two places may not share."""
 
@@ -85,7 +87,7 @@ def duplicates(sources: Mapping[str, str], shared: int = SHARED_LINES) -> list[D
 def _blocks(text: str) -> Iterator[list[_Statement]]:
     """Every list of statements: bodies of functions, classes, loops and conditions, at any depth."""
     lines = text.splitlines()
-    for node in ast.walk(ast.parse(text)):
+    for node in parsed.nodes(text):
         for field in ("body", "orelse", "finalbody"):
             statements = getattr(node, field, None)
             if isinstance(statements, list) and not isinstance(node, ast.Module):

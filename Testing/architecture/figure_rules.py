@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import parsed
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 BROAD = ("Exception", "BaseException")
@@ -38,10 +40,9 @@ def figures_of(sources: Iterable[str]) -> Figures:
     documented: list[bool] = []
     lines = uses = broad = 0
     for text in sources:
-        tree = ast.parse(text)
         lines += len(text.splitlines())
-        documented += [ast.get_docstring(node) is not None for node in _public(tree)]
-        for node in ast.walk(tree):
+        documented += [ast.get_docstring(node) is not None for node in _public(parsed.tree(text))]
+        for node in parsed.nodes(text):
             if isinstance(node, Function):
                 lengths.append((node.end_lineno or node.lineno) - node.lineno + 1)
             elif isinstance(node, ast.ExceptHandler):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 
+import parsed
+
 # L0 of the engine: files that import each other, the standard library and NumPy. Slicer's process may import them.
 PLAIN = frozenset(
     {
@@ -157,7 +159,7 @@ def imported(path: PurePosixPath, source: str) -> Iterator[Imported]:
     `path` is relative to the folder MedSegAI/. `from a import b` gives `a.b`, because b may be a
     module; `importlib.import_module("a.b")` counts as well.
     """
-    for node in ast.walk(ast.parse(source)):
+    for node in parsed.nodes(source):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Imported(alias.name, node.lineno)

@@ -8,6 +8,8 @@ import re
 import tokenize
 from collections.abc import Iterator
 
+import parsed
+
 VERB = r"(?:is|are|was|were|has|have|had|may|might|can|could|must|would|does|do|did|will)\b"
 
 PATTERNS = {
@@ -65,7 +67,7 @@ def code_problems(source: str) -> Iterator[str]:
 
 def headless_docstrings(source: str) -> Iterator[str]:
     """Docstrings, of definitions and of values, that begin with "Of" and so lack what they describe."""
-    for node in ast.walk(ast.parse(source)):
+    for node in parsed.nodes(source):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             text = node.value.value
             if isinstance(text, str) and re.match(r"Of (?!course\b)", text):
@@ -79,7 +81,7 @@ def document_problems(text: str) -> Iterator[str]:
 
 def python_prose(source: str) -> Iterator[str]:
     """The docstrings, the strings with at least four words, and the comments of a file."""
-    for node in ast.walk(ast.parse(source)):
+    for node in parsed.nodes(source):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield _NOT_PROSE.sub(" ", node.value)
         elif isinstance(node, ast.JoinedStr):

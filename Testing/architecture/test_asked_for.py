@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,6 +31,7 @@ ISSUES = (
 )
 
 
+@cache
 def known_tests() -> set[str]:
     """Every test of the repository as file::name."""
     return {

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import parsed
 from medsegai import __version__
 from medsegai.cli import build_parser
 
@@ -227,7 +228,7 @@ PRIVATE_ENGLISH = re.compile(
 
 def messages(source: str) -> Iterator[str]:
     """The texts of the errors that a file raises; what is filled in stands as {}."""
-    for node in ast.walk(ast.parse(source)):
+    for node in parsed.nodes(source):
         if isinstance(node, ast.Raise) and node.exc is not None:
             for text in ast.walk(node.exc):
                 if isinstance(text, ast.JoinedStr):

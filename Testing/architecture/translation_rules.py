@@ -11,6 +11,8 @@ import ast
 import re
 from collections.abc import Iterator
 
+import parsed
+
 TRANSLATE = "_"
 CALL_OF_A_LITERAL = re.compile(r"(?<!\w)_\((?=\s*[\"'])")
 
@@ -61,7 +63,7 @@ def translated(source: str) -> set[str]:
     """The texts that reach the translation when the code runs, as far as they are literals."""
     return {
         argument.value
-        for call in _calls(ast.parse(source))
+        for call in _calls(parsed.tree(source))
         for argument in call.args
         if isinstance(argument, ast.Constant)
     }
@@ -69,7 +71,7 @@ def translated(source: str) -> set[str]:
 
 def problems(source: str) -> Iterator[str]:
     """Texts that no translator sees, with their lines."""
-    tree = ast.parse(source)
+    tree = parsed.tree(source)
     yield from _hidden_calls(tree)
     hidden = {id(node) for call in _calls(tree) for node in ast.walk(call)} | set(_silent(tree))
     shown = {id(node) for node in _shown(tree)}

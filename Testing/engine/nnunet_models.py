@@ -66,7 +66,7 @@ class Made:
     patch: tuple[int, int, int] = (16, 24, 16)
     transpose: tuple[int, int, int] = (0, 1, 2)
     network: str = "PlainConvUNet"
-    features: tuple[int, ...] = (4, 8, 8)
+    features: tuple[int, ...] = (2, 4, 4)
     strides: tuple[tuple[int, int, int], ...] | None = None
     mirror_axes: tuple[int, ...] | str | None = "all"
     reader: str = "SimpleITKIO"

@@ -32,7 +32,7 @@ COARSE = (1.3, 1.1, 1.2)
 
 def made_image(
     path: Path,
-    shape: tuple[int, int, int] = (40, 50, 46),
+    shape: tuple[int, int, int] = (26, 34, 32),
     spacing: tuple[float, float, float] = (0.9, 0.95, 1.4),
     directions: NDArray[Any] | None = None,
     *,
@@ -242,7 +242,6 @@ def test_probabilities_are_those_that_nnunet_saves(tmp_path: Path) -> None:
     made = Made(spacing=COARSE)
     results = make_model(tmp_path, made) / made.results_name("3d_fullres")
     image = made_image(tmp_path / "case_0000.nii.gz", directions=OBLIQUE)
-    expected = nnunet_reference.predict(tmp_path, results, [image], probabilities=True)
     request = SegmentationRequest(
         (image,), (str(results),), backend="torch", precision="fp32", probabilities=True
     )
