@@ -8,8 +8,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Thousands of modules are imported while tests are collected, and none of them is ever garbage: looking through them
-# again and again took a fourteenth of the processor time.
+# Thousands of modules are imported while tests are collected, and none of them is ever garbage: looking through
+# them again and again took a fourteenth of the processor time.
 gc.disable()
 
 
