@@ -412,6 +412,41 @@ def test_a_segmentation_without_an_image_is_corrected_on_the_chosen_one(shown: H
     assert shown.host.edited == [(shown.controller.results.node, shown.head, "")]
 
 
+@pytest.mark.parametrize("mode", [OutputMode.NEW, OutputMode.PREVIEW])
+@pytest.mark.parametrize("worked", [True, False])
+def test_a_review_is_not_interrupted_by_the_result_of_another_scan(
+    shown: House, mode: OutputMode, worked: bool
+) -> None:
+    other, reviewed = Node("Other"), shown.controller.results.node
+    shown.choose(nodes={"MR": other}, output=OutputChoice(mode))
+    shown.press_segment()
+    if worked:
+        shown.panel.results.structure_chosen.emit("001_Left")
+    shown.scene.done.clear()
+    shown.finish()
+    if worked:
+        assert shown.controller.results.node is reviewed
+        assert "is done. Choose it above the table" in shown.panel.message
+        assert "Result" in shown.panel.message
+        assert not shown.scene.done, "the views stay"
+    else:
+        assert shown.controller.results.node is not reviewed
+        assert shown.panel.message == ""
+
+
+def test_a_new_result_of_the_reviewed_scan_is_shown(shown: House) -> None:
+    """It is drawn instead of the reviewed one, and the job of another scan is expected after it was started."""
+    shown.press_segment()
+    shown.panel.results.structure_chosen.emit("001_Left")
+    shown.finish()
+    assert shown.controller.results.node.GetName() == "Head segmentation"
+    shown.panel.results.structure_chosen.emit("001_Left")
+    shown.choose(nodes={"MR": Node("Other")})
+    shown.press_segment()
+    shown.finish()
+    assert "above the table" not in shown.panel.message
+
+
 def test_a_slab_is_run_again_into_the_result(shown: House) -> None:
     shown.choose(region=Node("Box"), options={"uncertainty": True})
     shown.panel.results.slab_requested.emit()

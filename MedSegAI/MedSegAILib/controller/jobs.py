@@ -48,6 +48,7 @@ OTHER_OUTPUT = _(
     "{name} was made from {scan}, but {chosen} is chosen as the volume. Replace its segments with "
     "those of {chosen}?"
 )
+ALSO_DONE = _("{name} is done. Choose it above the table when you have finished {shown}.")
 NEEDED = _("{model} needs {count} images. Choose a volume for {names}.")
 
 
@@ -159,6 +160,7 @@ class Jobs:
             return
         confirmed = self._confirmed(choice, request) if self._fits_output(choice) else None
         if confirmed is not None:
+            self._results.expect()
             self._add(confirmed, _source(request))
 
     def _fits_output(self, choice: Choice) -> bool:
@@ -228,18 +230,22 @@ class Jobs:
         Raises:
             MedSegAIError: its output is no longer in the scene.
         """
-        scene = self._context.scene
+        scene, reviewed = self._context.scene, self._results.is_reviewed_instead_of(source)
         if output.mode is OutputMode.PREVIEW:
             preview = scene.preview(source, result, output)
             self._previews.append(preview)
             self._show_preview()
-            if preview.place is not None:
+            if preview.place is not None and not reviewed:
                 scene.jump(preview.place)
             node, notes = preview.node, preview.notes
         else:
             node = scene.write(source, result, output, frame)
             notes = scene.notes
-        self._results.show_chosen(node)
+        if not reviewed:
+            self._results.show_chosen(node)
+        elif node is not self._results.node:
+            names = {"name": node.GetName(), "shown": self._results.node.GetName()}
+            remark = "\n".join(filter(None, (ALSO_DONE.format(**names), remark)))
         self._context.panel.show_message("\n".join(filter(None, (remark, *notes))))
         self._context.host.show_status(_("MedSegAI: {name} is done.").format(name=node.GetName()))
         return node

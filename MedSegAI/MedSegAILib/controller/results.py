@@ -80,6 +80,7 @@ class Results:
         self._view = panel.results
         self._node: Node = None
         self._rows: dict[str, StructureRow] = {}
+        self._is_used = False
         self._stop_watching: Callable[[], None] = _nothing
         view = self._view
         view.segmentation_chosen.connect(self.show)
@@ -107,6 +108,7 @@ class Results:
         if node is not self._node:
             self._panel.show_message("")
             self._watch(node)
+            self._is_used = False
         self._node = node
         rows = self._rows_of(node)
         self._rows = {row.segment_id: row for row in rows}
@@ -154,6 +156,16 @@ class Results:
             self.show(node)
         else:
             self.refresh()
+
+    def is_reviewed_instead_of(self, source: VolumeNode) -> bool:
+        """Whether the user works in the table on the result of another scan, since the last job was started."""
+        if not self._is_used or self._node is None or not self._scene.is_present(self._node):
+            return False
+        return self._scene.reference_volume(self._node) not in (None, source)
+
+    def expect(self) -> None:
+        """Note that the user has started a job, and expects its result in the table."""
+        self._is_used = False
 
     def show_only_one(self) -> None:
         """If nothing is shown and the scene has one result, show it, because a scene was opened."""
@@ -298,6 +310,7 @@ class Results:
                 self.refresh()
                 self._panel.show_message(REMOVED)
                 return
+            self._is_used = True
             try:
                 action(*values)
             except MedSegAIError as error:
