@@ -355,6 +355,15 @@ def test_a_preview_waits_for_a_yes(house: House) -> None:
     assert node.GetName() == "Head segmentation"
 
 
+def test_what_an_accepted_preview_could_not_do_is_shown(house: House) -> None:
+    house.choose(output=OutputChoice(OutputMode.PREVIEW))
+    house.press_segment()
+    house.finish()
+    house.scene.notes = ("Not changed, because they are locked: Stem.",)
+    house.panel.preview.accepted.emit()
+    assert house.panel.message == "Not changed, because they are locked: Stem."
+
+
 def test_previews_are_answered_one_after_the_other(house: House) -> None:
     house.choose(output=OutputChoice(OutputMode.PREVIEW))
     house.press_segment()

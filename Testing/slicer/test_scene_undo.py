@@ -350,10 +350,14 @@ def test_a_preview_whose_volume_was_deleted_says_so(room: Edited) -> None:
     before = room.state()
     shown = preview(room, room.node)
     room.mrml.RemoveNode(room.volume)
-    with pytest.raises(InputError, match="Head has left the scene"):
-        shown.accept()
+    made = shown.accept()
+    (note,) = room.scene.notes
+    assert "Head has left the scene" in note
+    assert "Head segmentation was not changed" in note
+    assert room.mrml.IsNodePresent(made)
+    assert made is shown.node
+    assert made.GetSegmentation().GetSegment(LEFT_ID) is not None
     assert {name: kept[1] for name, kept in before.items()} == {
         name: room.node.GetSegmentation().GetSegment(name).GetName() for name in before
     }
-    shown.reject()
     assert room.node.GetDisplayNode().GetVisibility()

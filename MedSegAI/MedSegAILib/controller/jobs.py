@@ -202,8 +202,9 @@ class Jobs:
             self._context.queue.cancel(running)
 
     def accept(self) -> None:
-        """Keep the preview that is shown."""
-        self._conclude_preview(lambda preview: preview.accept())
+        """Keep the preview that is shown, and report what of it was not possible."""
+        if self._conclude_preview(lambda preview: preview.accept()):
+            self._context.panel.show_message("\n".join(self._context.scene.notes))
 
     def reject(self) -> None:
         """Discard the previewed result."""
@@ -250,9 +251,10 @@ class Jobs:
         self._context.host.show_status(_("MedSegAI: {name} is done.").format(name=node.GetName()))
         return node
 
-    def _conclude_preview(self, conclude: Callable[[Preview], SegmentationNode]) -> None:
+    def _conclude_preview(self, conclude: Callable[[Preview], SegmentationNode]) -> bool:
+        """Accept or reject the preview that is shown; return whether that was possible."""
         if not self._previews:
-            return
+            return False
         preview, node = self._previews[0], None
         failures: list[Exception] = []
         title = preview.node.GetName()
@@ -262,14 +264,15 @@ class Jobs:
             except MedSegAIError as error:
                 self._context.panel.show_error(str(error))
                 if self._context.scene.is_present(preview.node):
-                    return  # it is unchanged, and can be rejected
+                    return False  # it is unchanged, and can be rejected
         for failure in failures:
             self._context.panel.show_error(texts.defect(failure), log=True)
             if self._context.scene.is_present(preview.node):
-                return  # it is unchanged, and can be tried again
+                return False  # it is unchanged, and can be tried again
         self._previews.pop(0)
         self._show_preview()
         self._results.show_chosen(node)
+        return node is not None
 
     def _show_preview(self) -> None:
         self._context.panel.preview.show(self._previews[0].node.GetName() if self._previews else "")

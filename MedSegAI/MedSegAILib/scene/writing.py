@@ -45,6 +45,10 @@ UPDATED = "updated"
 """The entry of a segmentation's report with those of regions that were run again, from the first to the last."""
 
 
+NOT_ADDED = _("Its segmentation could not be added to the scene.")
+OF_ITS_OWN = _("The preview became a segmentation of its own, and {name} was not changed.")
+
+
 @dataclass
 class Writer:
     """Writes results into a scene.
@@ -186,18 +190,25 @@ class Writer:
         """Raises:
         InputError: the source has left the scene or has another size.
         """
+        problem = self.source_problem(source, result)
+        if problem:
+            raise InputError(problem + " " + NOT_ADDED)
+
+    def source_problem(self, source: VolumeNode, result: SegmentationResult) -> str:
+        """Return why a result does not belong to its source any longer; "" if it does.
+
+        Raises:
+            InputError: the source has lost its image.
+        """
         if not self.scene.IsNodePresent(source):
-            text = _("The volume {name} has left the scene, so its segmentation was dropped.")
-            raise InputError(text.format(name=source.GetName()))
+            return _("The volume {name} has left the scene.").format(name=source.GetName())
         if not in_colours(source):
             check_image(source)
         dimensions = tuple(reversed(source.GetImageData().GetDimensions()))
         if dimensions != result.labelmap.geometry.shape:
-            text = _(
-                "The volume {name} changed its size during the job, so its segmentation was dropped. "
-                "Run it again."
-            )
-            raise InputError(text.format(name=source.GetName()))
+            text = _("The volume {name} changed its size after it was read for the job.")
+            return text.format(name=source.GetName())
+        return ""
 
     def add_beside(self, node: Node, source: VolumeNode) -> None:
         """Add a node to the scene, under the transform of `source` and beside it in the tree."""
@@ -336,9 +347,11 @@ class Preview:
         Returns:
             The segmentation node, or the preview itself if there is none.
 
+        If its source has left the scene or changed its size, the segmentation is not changed, and the preview
+        becomes one of its own.
+
         Raises:
-            InputError: preview or source have left the scene, or the segmentation shows another frame; nothing is
-                changed.
+            InputError: the preview has left the scene, or the segmentation shows another frame; nothing is changed.
         """
         writer, original = self._writer, self._output.node
         writer.notes.clear()
@@ -351,7 +364,11 @@ class Preview:
         if not writer.scene.IsNodePresent(original):
             self._copy.keep()
             return self.node
-        writer.check_source(self._source, self._result)
+        problem = writer.source_problem(self._source, self._result)
+        if problem:
+            writer.notes.append(problem + " " + OF_ITS_OWN.format(name=original.GetName()))
+            self._copy.keep()
+            return self.node
         sequences.check_shown(original, self._frame)
         edits = self._copy.edits()
         if not writer.change(original, self._source, self._result, self._output) and edits:
