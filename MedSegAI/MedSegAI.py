@@ -6,6 +6,7 @@ Slow modules are not imported here, because Slicer runs this file at every start
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from slicer.ScriptedLoadableModule import (
 
 if TYPE_CHECKING:
     from medsegai.progress import ProgressEvent
-    from medsegai.request import SegmentationRequest
+    from medsegai.request import SegmentationRequest, SegmentationResult
     from medsegai.worker.requests import ExportResult, MeasurementResult, RefinementResult
     from MedSegAILib.output_choice import OutputChoice
     from MedSegAILib.scene.measuring import Measurable
@@ -196,7 +197,8 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
                 ROI node.
 
         Returns:
-            a vtkMRMLSegmentationNode, under the same transform as the volume.
+            a vtkMRMLSegmentationNode, under the same transform as the volume. What `output` did not allow to
+            change is logged as a warning.
 
         Raises:
             MedSegAIError: the volume, an option, the model or the device cannot be used; the message says what to
@@ -212,7 +214,10 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         output: OutputChoice | None = None,
         **options: Any,
     ) -> Job[SegmentationNode]:
-        """Segment without waiting: the job is added at the end of the queue that the panel shows."""
+        """Segment without waiting: the job is added at the end of the queue that the panel shows.
+
+        When it is over, its `notes` say what of the output was not changed, or where the result went instead.
+        """
         from medsegai.models.catalogue import find_card
         from medsegai.request import request_from_options
         from MedSegAILib.host import save_undo
@@ -233,7 +238,15 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
             install_what_is_missing(
                 [extra for name in models for extra in find_card(name).extras()]
             )
-        job = _job(lambda result: scene.write(nodes[0], result, output), progress)
+
+        def write(result: SegmentationResult) -> SegmentationNode:
+            segmentation = scene.write(nodes[0], result, output)
+            job.notes = scene.notes
+            for note in job.notes:
+                logging.getLogger("MedSegAI").warning(note)
+            return segmentation
+
+        job = _job(write, progress)
         job.entry = queue().add(f"{nodes[0].GetName()}: {', '.join(models)}", make_request, job)
         return job
 

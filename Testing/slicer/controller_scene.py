@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +57,7 @@ class Scene:
         self.gone: list[Any] = []
         self.kept: KeptChoices | None = None
         self.closing = False
+        self.noted: dict[Any, dict[str, Any]] = {}
         self.volume = HEAD
         self.sequence: Sequence[int] = ()
         self.frame, self.checked = 0, 1
@@ -120,6 +121,12 @@ class Scene:
         if self.read_error:
             raise self.read_error
         return Node(f"{volume.GetName()} region")
+
+    def note_channels(self, segmentation: Any, nodes: Mapping[str, Any]) -> None:
+        self.noted[segmentation] = dict(nodes)
+
+    def channels_of(self, segmentation: Any) -> Mapping[str, Any]:
+        return self.noted.get(segmentation, {})
 
     def frames(self, node: Any) -> Sequence[int]:
         return self.sequence

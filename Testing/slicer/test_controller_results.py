@@ -490,6 +490,36 @@ def test_a_result_of_several_images_needs_all_of_them(shown: House, tmp_path: Pa
     assert shown.host.kept == [(shown.head, shown.controller.results.node)]
 
 
+def test_a_result_of_several_images_is_computed_again_from_its_own(
+    shown: House, tmp_path: Path
+) -> None:
+    """By the names of the channels, so that another model's order does not mix them up."""
+    flair, late, result = Node("FLAIR"), Node("Next T1"), shown.controller.results.node
+    cards = [
+        brain(tmp_path / name, channels=tuple(Channel(each, "MR", each == "T1") for each in order))
+        for name, order in (("two", ("T1", "FLAIR")), ("turned", ("FLAIR", "T1")))
+    ]
+    shown.choose(nodes={"T1": shown.head, "FLAIR": flair}, cards=cards[:1])
+    shown.press_segment()
+    shown.finish()
+    shown.controller.results.show(shown.controller.results.node)
+    shown.scene.reference = shown.head
+    shown.choose(nodes={"T1": late, "FLAIR": None})
+    made = shown.controller.results.node
+    assert made is not result
+    assert shown.controller.results.choice().nodes == {"T1": shown.head, "FLAIR": flair}
+    shown.panel.results.slab_requested.emit()
+    assert [each.source for each in shown.client.requests[-1].inputs] == ["Head", "FLAIR"]
+    shown.finish()
+    shown.choose(nodes={"FLAIR": late, "T1": None}, cards=cards[1:])
+    with pytest.raises(InputError, match="was made from Head"):
+        shown.controller.results.choice()
+    shown.choose(nodes={"T1": late, "FLAIR": None}, cards=cards[:1])
+    shown.scene.noted[shown.controller.results.node]["FLAIR"] = None
+    with pytest.raises(InputError, match="was made from Head"):
+        shown.controller.results.choice()
+
+
 def test_a_case_is_kept_where_the_user_agrees(shown: House) -> None:
     shown.panel.show_message("before")
     shown.panel.results.keep_requested.emit()

@@ -15,7 +15,7 @@ from slicer.util import (
 from medsegai.errors import DeviceError, InputError, RequestError, WorkerError
 from medsegai.request import request_options
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.scene import ENTROPY_REFERENCE
+from MedSegAILib.scene import ENTROPY_REFERENCE, Scene
 from module_help import (
     head,
     node_count,
@@ -152,3 +152,18 @@ def test_a_script_updates_a_segmentation(module: Any) -> None:
     again = logic.segment(volume, model="quick", output=OutputChoice(OutputMode.UPDATE, first))
     assert again is first
     assert list(first.GetSegmentation().GetSegmentIDs()) == ["001_Left_hippocampus"]
+
+
+def test_a_script_reads_what_was_not_changed(module: Any, caplog: pytest.LogCaptureFixture) -> None:
+    logic, volume = module.MedSegAILogic(), head()
+    node = logic.segment(volume, model="quick")
+    (name, *_others) = node.GetSegmentation().GetSegmentIDs()
+    Scene(slicer.mrmlScene).set_review_state(node, name, "completed")
+    volume.SetOrigin(1.0, 0.0, 0.0)  # so that each segment gets other voxels
+    job = logic.start(volume, model="quick", output=OutputChoice(OutputMode.UPDATE, node))
+    assert job.notes == ()
+    assert job.wait() is node
+    assert any("locked" in note or "completed" in note for note in job.notes), job.notes
+    assert [record.getMessage() for record in caplog.records if record.name == "MedSegAI"] == list(
+        job.notes
+    )

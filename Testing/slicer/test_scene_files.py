@@ -266,3 +266,34 @@ def test_an_update_in_a_region_renews_its_volumes_there_alone(mrml: Any) -> None
     untouched = np.ones(SHAPE, bool)
     untouched[k, j, i] = False
     np.testing.assert_array_equal(kept.p_first[untouched], made_candidates().p_first[untouched])
+
+
+# --- the volumes that a segmentation was made from -------------------------------------------------
+
+
+def test_a_segmentation_knows_its_channels_after_loading_and_after_a_preview(
+    mrml: Any, second_scene: Any, tmp_path: Path
+) -> None:
+    first, second = (add_volume(mrml, PLACES["oblique"]) for _ in range(2))
+    for name, volume in (("One", first), ("Two", second)):
+        volume.SetName(name)
+    scene = Scene(mrml)
+    result = result_for(scene.read(first), two_blocks())
+    node = scene.write(first, result)
+    channels = {"T1; w:1": first, "FLAIR é": second, "optional": None}
+    scene.note_channels(node, channels)
+    assert scene.channels_of(node) == channels
+    second_scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Takes an id")
+    found = Scene(second_scene).channels_of(through_mrb(mrml, second_scene, tmp_path))
+    assert list(found) == list(channels)
+    assert [each and each.GetName() for each in found.values()] == ["One", "Two", None]
+    scene.note_channels(node, {"other": second})
+    assert scene.channels_of(node) == channels, "it was not made from the second"
+    shown = scene.preview(first, result, OutputChoice(OutputMode.PREVIEW, node))
+    scene.note_channels(shown.node, {"T1": first})
+    assert scene.channels_of(shown.accept()) == {"T1": first}
+    mrml.RemoveNode(first)
+    assert scene.channels_of(node) == {"T1": None}
+    for damaged in ("{", "7", "[1]", "[" * 5000):
+        node.SetAttribute("MedSegAI.channels", damaged)
+        assert scene.channels_of(node) == {}

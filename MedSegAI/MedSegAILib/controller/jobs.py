@@ -381,7 +381,10 @@ class _SegmentationJob:
         if self._frame is not None:
             output = replace(output, node=self._series.node)
         remark = "" if self._frame is not None else self._remark()
-        self._series.node = self._jobs.place(self._choice.node, output, self._frame, result, remark)
+        node = self._jobs.place(self._choice.node, output, self._frame, result, remark)
+        nodes = chosen_nodes(self._choice)
+        self._context.scene.note_channels(node, dict(zip(self._choice.nodes, nodes, strict=False)))
+        self._series.node = node
 
     def failed(self, error: MedSegAIError) -> None:
         self._request = None

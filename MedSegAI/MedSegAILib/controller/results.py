@@ -51,6 +51,7 @@ class ResultsScene(Protocol):
     def current_segment(self, segmentation: SegmentationNode) -> str: ...
     def set_current_segment(self, segmentation: SegmentationNode, segment: str) -> None: ...
     def reference_volume(self, segmentation: SegmentationNode) -> VolumeNode: ...
+    def channels_of(self, segmentation: SegmentationNode) -> Mapping[str, VolumeNode]: ...
     def jump(self, ras: Sequence[float]) -> None: ...
     def center_of(self, segmentation: SegmentationNode, segment: str) -> Sequence[float] | None: ...
     def show_overlay(self, segmentation: SegmentationNode, kind: str) -> None: ...
@@ -181,18 +182,23 @@ class Results:
     def choice(self) -> Choice:
         """Return the user's choice, with the scan of the shown segmentation instead of another one.
 
-        The scan that is chosen at the top of the page may be that of the next patient.
+        The scan that is chosen at the top of the page may be that of the next patient. For a model of several
+        images, all are those from which the segmentation was made.
 
         Raises:
-            InputError: the model takes several images, and the chosen ones do not begin with the scan.
+            InputError: the model takes several images, the chosen ones do not begin with the scan, and it is not
+                known which belong to it, or one of them has left the scene.
         """
         choice, scan = self._panel.choice(), self._scene.reference_volume(self._node)
         if scan is None or scan is choice.node:
             return choice
-        if len(choice.nodes) > 1:
+        if len(choice.nodes) == 1:
+            return replace(choice, nodes=dict.fromkeys(choice.nodes, scan))
+        noted = self._scene.channels_of(self._node)
+        if None in noted.values() or next(iter(noted), None) != next(iter(choice.nodes)):
             names = {"name": self._node.GetName(), "scan": scan.GetName()}
             raise InputError(ANOTHER_SCAN.format(**names))
-        return replace(choice, nodes=dict.fromkeys(choice.nodes, scan))
+        return replace(choice, nodes={name: noted.get(name) for name in choice.nodes})
 
     def refresh(self) -> None:
         """Show the segments again, which may have been edited since."""

@@ -136,6 +136,14 @@ class Scene:
         """Return the node of each channel by its name, None if it is unknown: see `channels.guess`."""
         return channels.guess(card, nodes)
 
+    def note_channels(self, segmentation: SegmentationNode, nodes: Mapping[str, Node]) -> None:
+        """Note from which volumes a segmentation was made: see `channels.note`."""
+        channels.note(segmentation, nodes)
+
+    def channels_of(self, segmentation: SegmentationNode) -> dict[str, Node]:
+        """Return the volumes from which a segmentation was made: see `channels.noted`."""
+        return channels.noted(segmentation)
+
     def region(self, node: Node) -> tuple[float, ...]:
         """The box of a region of interest, for `SegmentationRequest.region`: see `inputs.region`."""
         return inputs.region(node)

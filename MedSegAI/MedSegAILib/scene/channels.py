@@ -1,4 +1,4 @@
-"""Assignment of volumes to the channels of a model, by names and DICOM tags.
+"""Assignment of volumes to the channels of a model: by names and DICOM tags, and as noted with a result.
 
 A wrong channel gives a wrong segmentation that looks right, so nothing is guessed at random: a channel gets a
 volume only if a single volume fits, and the user confirms it.
@@ -7,13 +7,17 @@ volume only if a single volume fits, and the user confirms it.
 from __future__ import annotations
 
 import itertools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import slicer
 
 from medsegai.models.card import Channel, ModelCard
-from MedSegAILib.slicer_types import Node
+from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
+
+CHANNELS_ATTRIBUTE = "MedSegAI.channels"
+"""The attribute of a segmentation with the names of the channels from which it was made, as JSON."""
 
 # Kinds of images, the more special ones first: "T1 post contrast" is not T1, "T2 FLAIR" is not T2.
 _KINDS = (
@@ -35,6 +39,45 @@ _KINDS = (
 _CONTRAST = re.compile(r"ce|gd|gad\w*|contrast|post(con\w*|gd|gad\w*|km)?|km|enhanced|kontrast")
 _IS_MR = frozenset({"flair", "t1c", "adc", "dwi", "swi", "pd", "t2", "t1", "mr"})
 _TAGS = ("DICOM.SeriesDescription", "DICOM.ProtocolName")
+
+
+def note(segmentation: SegmentationNode, nodes: Mapping[str, Node]) -> None:
+    """Note from which volumes a segmentation was made, so that it can be computed again from all of them.
+
+    Args:
+        segmentation: the segmentation. Nothing is noted unless its reference image is the first volume.
+        nodes: the volume of each channel by the channel's name.
+    """
+    first = next(iter(nodes.values()), None)
+    if first is None or first is not _image_of(segmentation):
+        return
+    segmentation.SetAttribute(CHANNELS_ATTRIBUTE, json.dumps(list(nodes)))
+    for number, node in enumerate(nodes.values()):
+        is_present = node is not None and segmentation.GetScene().IsNodePresent(node)
+        segmentation.SetNodeReferenceID(_role(number), node.GetID() if is_present else None)
+
+
+def noted(segmentation: SegmentationNode) -> dict[str, Node]:
+    """Return the volume of each channel from which a segmentation was made, by the channel's name.
+
+    A volume that has left the scene is None. Without a note, or with a damaged one, there are no channels.
+    """
+    try:
+        names = json.loads(segmentation.GetAttribute(CHANNELS_ATTRIBUTE) or "[]")
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return {}
+    return {name: segmentation.GetNodeReference(_role(number)) for number, name in enumerate(names)}
+
+
+def _role(number: int) -> str:
+    """Return the role of a channel's volume; a name may hold characters that roles cannot."""
+    return f"MedSegAI.channel{number}"
+
+
+def _image_of(segmentation: SegmentationNode) -> VolumeNode:
+    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
 
 
 def guess(card: ModelCard, nodes: Sequence[Node]) -> dict[str, Node]:

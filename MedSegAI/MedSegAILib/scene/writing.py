@@ -11,7 +11,7 @@ from medsegai.errors import InputError
 from medsegai.request import SegmentationResult
 from medsegai.volume import Geometry
 from MedSegAILib.output_choice import OutputChoice, OutputMode
-from MedSegAILib.scene import drawing, objects, sequences
+from MedSegAILib.scene import channels, drawing, objects, sequences
 from MedSegAILib.scene.attachments import (
     HEAT_REFERENCE,
     Attachment,
@@ -351,7 +351,8 @@ class Preview:
         becomes one of its own.
 
         Raises:
-            InputError: the preview has left the scene, or the segmentation shows another frame; nothing is changed.
+            InputError: the preview has left the scene, or the segmentation shows another frame; nothing is
+                changed.
         """
         writer, original = self._writer, self._output.node
         writer.notes.clear()
@@ -374,6 +375,7 @@ class Preview:
         if not writer.change(original, self._source, self._result, self._output) and edits:
             writer.keep_undo(original)
         self._copy.give(edits)
+        channels.note(original, channels.noted(self.node))
         self.reject()
         return original
 

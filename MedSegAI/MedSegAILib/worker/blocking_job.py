@@ -31,6 +31,7 @@ class Job(Generic[Written]):
     Attributes:
         entry: its entry in the queue, with state, fraction, seconds_left and message.
         over: whether the job has ended.
+        notes: what of the result was not written as it was asked for, as sentences.
     """
 
     entry: Entry
@@ -49,6 +50,7 @@ class Job(Generic[Written]):
         self._written: list[Written] = []
         self._error: MedSegAIError | None = None
         self.over = False
+        self.notes: tuple[str, ...] = ()
 
     def wait(self) -> Written:
         """Wait for the result in the scene, such as the segmentation node, and return it.
