@@ -31,6 +31,7 @@ from MedSegAILib.scene import Scene, segment_id
 from MedSegAILib.uncertain_regions import UNCERTAINTY
 from scene_images import PLACES
 from slice_pictures import SurfaceView
+from stand_ins import put
 
 FIRST, SECOND = (8, 9, 20), (8, 9, 6)  # k, j, i: in the right, then in the left segment
 
@@ -313,6 +314,65 @@ def test_turning_to_another_segment_asks_too(
     assert (walking.mask().sum() > box_mask(LEFT_BOX).sum()) == wanted
     np.testing.assert_array_equal(walking.mask(RIGHT), box_mask(RIGHT_BOX))
     assert selected(walking) == segment_id(RIGHT)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_closing_the_scene_asks_whether_to_apply_and_save(
+    walking: Bench, questions: dict[str, Any], monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    """Before the Segment Editor, an older observer, forgets its segmentation."""
+    node, saved = walking.logic.GetSegmentEditorNode(), []
+    forget = lambda *_: node.SetAndObserveSegmentationNode(None)  # noqa: E731
+    walking.scene.AddObserver(walking.scene.StartCloseEvent, forget)
+    walking.panel.activate()
+    put(monkeypatch, "slicer.util.openSaveDataDialog", lambda: saved.append(walking.mask().sum()))
+    questions["answer"] = wanted
+    paint_doubt(walking)
+    walking.scene.Clear(0)
+    assert questions["asked"] == [
+        "One stroke in Left is not applied yet. The scene is being closed. Apply them, and save the scene "
+        "before it closes?"
+    ]
+    assert questions["safe"] is True
+    assert len(saved) == wanted
+    assert all(count > box_mask(LEFT_BOX).sum() for count in saved)
+    assert walking.tool.strokes == 0
+
+
+def test_a_scene_is_closed_without_a_question_where_nothing_is_pending_or_nobody_answers(
+    walking: Bench, questions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walking.panel.activate()
+    put(monkeypatch, "slicer.util.openSaveDataDialog", lambda: pytest.fail("nobody can answer"))
+    walking.scene.InvokeEvent(walking.scene.StartCloseEvent)
+    walking.panel.deactivate()
+    paint_doubt(walking)
+    walking.scene.InvokeEvent(walking.scene.StartCloseEvent)
+    assert walking.tool.strokes == 1, "the effect was left"
+    walking.panel.activate()
+    monkeypatch.setattr("MedSegAILib.host.can_ask", lambda: False)
+    walking.scene.InvokeEvent(walking.scene.StartCloseEvent)
+    assert walking.tool.strokes == 0
+    assert questions["asked"] == []
+
+
+def test_closing_slicer_asks_about_strokes_and_lets_slicer_ask_whether_to_save(
+    walking: Bench, questions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = pythonqt.Module("qt").QWidget()
+    put(monkeypatch, "slicer.util.mainWindow", lambda: window)
+    walking.panel.activate()
+    paint_doubt(walking)
+    pythonqt.real(window).show()
+    assert pythonqt.real(window).close()
+    assert len(questions["asked"]) == 1
+    assert walking.mask().sum() > box_mask(LEFT_BOX).sum()
+    walking.panel.deactivate()
+    paint_doubt(walking)
+    pythonqt.real(window).show()
+    assert pythonqt.real(window).close()
+    assert len(questions["asked"]) == 1, "the window is not watched any longer"
+    put(monkeypatch, "slicer.util.mainWindow", lambda: None)
 
 
 def test_nothing_is_asked_where_nothing_is_pending(

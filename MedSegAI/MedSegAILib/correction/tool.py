@@ -159,8 +159,16 @@ class CorrectionTool:
         self._is_open = False
         self.leave()
 
-    def leave(self) -> None:
-        """Apply pending strokes, or discard them if the user says so, because the user turns to something else."""
+    def leave(self, may_apply: Callable[[str], bool] | None = None) -> bool:
+        """Apply pending strokes, or discard them if the user says so, because the user turns to something else.
+
+        Args:
+            may_apply: the function that is asked instead of that of the tool.
+
+        Returns:
+            Whether they were applied.
+        """
+        ask = may_apply or self._may_apply
         correction = self._correction
         self._brush, self._correction = (
             None,
@@ -172,13 +180,15 @@ class CorrectionTool:
             self.cancel()
             self._tell(FORGOTTEN.format(why=_("their segment is no longer in the editor")))
         else:
-            wanted = self._may_apply(_pending(correction))
+            wanted = ask(_pending(correction))
             self._correction = correction
+            applied = wanted and self.apply()
             if wanted:
-                self.apply()
                 self.give_up(_("the segment was changed after the first of them"))
             else:
                 self.cancel()
+            return applied
+        return False
 
     def give_up(self, why: str) -> None:
         """Discard all strokes, and report why."""

@@ -18,6 +18,7 @@ from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
 
 from medsegai.correction import REACH_MM
 from MedSegAILib.correction import EFFECT_NAME, preview
+from MedSegAILib.correction.close_guard import CloseGuard
 from MedSegAILib.correction.painting import Brush
 from MedSegAILib.correction.tool import CorrectionTool
 from MedSegAILib.scene.layers import array_of
@@ -127,6 +128,7 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
         self.tool = CorrectionTool(
             EffectEditor(scriptedEffect), scriptedEffect.scene, self.showMessage, _may_apply
         )
+        self._guard = CloseGuard(self.tool, _may_save)
         self._outlines: dict[Widget, BrushOutline] = {}
         self._message: Widget | None = None
 
@@ -362,16 +364,19 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
     def activate(self) -> None:
         """Start with the chosen segment."""
         self.tool.open()
+        self._guard.watch(self.scriptedEffect.scene(), slicer.util.mainWindow())
         self._enable_buttons()
 
     def deactivate(self) -> None:
         """Leave the effect, also with Slicer's own key Esc."""
+        self._guard.release()
         self.tool.close()
         self._enable_buttons()
         self._remove_outlines()
 
     def cleanup(self) -> None:
         """Remove everything when the application ends."""
+        self._guard.release()
         self.tool.cancel()
         self.tool.close()
         self._remove_outlines()
@@ -449,15 +454,23 @@ class MedSegAICorrectEffect(AbstractScriptedSegmentEditorEffect):
 
 def _may_apply(pending: str) -> bool:
     """Ask whether to apply strokes before the user leaves them; yes if nobody can answer."""
-    from MedSegAILib.host import (
-        can_ask,  # late, because Slicer loads this file at its start
-    )
+    question = _("Apply them before you continue? One undo step reverts this.")
+    return _decide(f"{pending} {question}", _("Apply"), True)
+
+
+def _may_save(pending: str) -> bool:
+    """Ask whether to apply strokes and save the scene before it closes; no if nobody can answer."""
+    question = _("The scene is being closed. Apply them, and save the scene before it closes?")
+    return _decide(f"{pending} {question}", _("Apply and save"), False)
+
+
+def _decide(question: str, accept: str, unanswered: bool) -> bool:
+    from MedSegAILib.host import can_ask  # late, because Slicer loads this file at its start
     from MedSegAILib.panel import dialogs
 
     if not can_ask():
-        return True
-    question = pending + " " + _("Apply them before you continue? One undo step reverts this.")
-    return dialogs.decide(slicer.util.mainWindow(), question, _("Apply"), _("Forget"), True)
+        return unanswered
+    return dialogs.decide(slicer.util.mainWindow(), question, accept, _("Forget"), True)
 
 
 def _add_key(key: str, shown: Callable[[], bool], action: Callable[[], None]) -> None:
