@@ -94,19 +94,17 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     output = inputs[0].geometry.part(box)
     job = _SegmentationJob(request, inputs, output, compute, progress, _temperature(request, cards))
     parts = _prepared(job, models, naming)
-    ensemble = _predict(job, parts, naming)
-    freeing = any(uses_candidates(item) for item in refinements)
-    answer = ResultBuilder(request, naming.labels, output, ensemble, freeing)
-    _build(answer, len(ensemble.labels), progress)
+    candidates = any(uses_candidates(item) for item in refinements)
+    answer, members = _answered(job, parts, naming, candidates)
     refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
-    structures = _judged(job, answer, cards, ensemble.names)
+    structures = _judged(job, answer, cards, members)
     result = _on_scan(answer, _Placed(inputs[0], box), request, naming, structures)
     return replace(
         _with_objects(result, inputs, cards, naming),
         seconds=dict(progress.seconds),
         peak_memory_mb=peak_memory_mb(),
         intracranial_ml=_intracranial_ml(_skull_labels(request, cards), structures),
-        members=ensemble.names,
+        members=members,
         refinements=tuple(refined),
         provenance=_provenance(job, cards, parts),
         warnings=(*warnings, *_warnings(job, cards, parts, answer, structures)),
@@ -119,11 +117,24 @@ def _plan(progress: Progress, request: SegmentationRequest) -> None:
     progress.plan(STAGES | {"refine": refining}, together=("predict", "labels"))
 
 
-def _build(answer: ResultBuilder, classes: int, progress: Progress) -> None:
-    """Fuse the predictions slab by slab; members that stream predict meanwhile."""
-    for slab in slabs_of(answer.grid, _planes_at_once(answer.grid, classes)):
-        progress.step("labels", slab.k0, answer.grid.shape[0])
+def _answered(
+    job: _SegmentationJob, parts: Sequence[_PartOf], naming: JointLabels, candidates: bool
+) -> tuple[ResultBuilder, tuple[str, ...]]:
+    """The labels, and the names of the members that voted.
+
+    Predictions are fused slab by slab; members that stream predict meanwhile. What networks and predictions needed
+    is released here, because refining and writing need memory of their own.
+    """
+    ensemble = _predict(job, parts, naming)
+    answer = ResultBuilder(job.request, naming.labels, job.output, ensemble, candidates)
+    for slab in slabs_of(answer.grid, _planes_at_once(answer.grid, len(ensemble.labels))):
+        job.progress.step("labels", slab.k0, answer.grid.shape[0])
         answer.add(slab)
+    names = ensemble.names
+    answer.finish()
+    del ensemble
+    job.compute.release_memory()
+    return answer, names
 
 
 def _on_scan(
@@ -293,7 +304,11 @@ def _predict(job: _SegmentationJob, parts: Sequence[_PartOf], naming: JointLabel
     by_size = sorted(
         range(len(parts)), key=lambda number: -math.prod(parts[number].part.geometry.shape)
     )
-    answers = {number: _answer(job, parts[number], axis, work) for number in by_size}
+    answers = {}
+    for number in by_size:
+        job.compute.release_memory()
+        answers[number] = _answer(job, parts[number], axis, work)
+    job.compute.release_memory()
     return Ensemble([answers[number] for number in range(len(parts))], labels, axes)
 
 

@@ -1,5 +1,6 @@
 """The pipeline: results lie where the scan lies, options do what they say, errors leave nothing behind."""
 
+import gc
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +22,10 @@ from images import DIRECTIONS
 from medsegai import engine
 from medsegai.errors import Cancelled, GeometryError, InputError, ModelError, RequestError
 from medsegai.families import Inputs, Part, Step
+from medsegai.inference.fusion import Ensemble
 from medsegai.inference.grid_sampling import Slab, planes_needed
-from medsegai.inference.probabilities import Block
+from medsegai.inference.probabilities import Block, Probabilities
+from medsegai.inference.result_builder import ResultBuilder
 from medsegai.labels import Label
 from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256
 from medsegai.networks.backends import Compute
@@ -179,6 +183,53 @@ print(subprocess.run([sys.executable, "-c", {asked!r}], capture_output=True, tex
         [sys.executable, "-c", large], capture_output=True, text=True, check=True, env=environment
     )
     assert 64 < float(found.stdout) < 800
+
+
+@pytest.mark.usefixtures("thresholds")
+def test_predictions_are_gone_before_the_labels_are_refined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are the largest arrays of a job, and refining and writing need memory of their own."""
+    gc.collect()
+    refine = ResultBuilder.refine
+    left: list[object] = []
+
+    def look_first(answer: ResultBuilder, *arguments: Any) -> list[dict[str, Any]]:
+        left.extend(item for item in gc.get_objects() if type(item) in (Ensemble, Probabilities))
+        return refine(answer, *arguments)
+
+    monkeypatch.setattr(ResultBuilder, "refine", look_first)
+    result = engine.segment(SegmentationRequest((scan("LPS"),), uncertainty=True))
+    assert result.entropy is not None
+    assert left == []
+
+
+FREED = """
+from pathlib import Path
+from medsegai.networks.memory import keep_freed_memory, release_freed_memory
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+keep_freed_memory()
+before = resident_mb()
+blocks = [bytearray(2**20) for _ in range(200)]
+del blocks[:-1]  # the last one stands on top of the heap, which therefore keeps what lies below
+kept = resident_mb() - before
+release_freed_memory()
+print(kept, resident_mb() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is told to keep freed memory")
+def test_freed_memory_is_kept_until_it_is_released() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(medsegai.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", FREED], capture_output=True, text=True, check=True, env=environment
+    )
+    kept, left = map(float, done.stdout.split())
+    assert kept > 190
+    assert left < 20
 
 
 @pytest.mark.usefixtures("thresholds")

@@ -70,7 +70,7 @@ class ResultBuilder:
         )
 
     def add(self, slab: Slab) -> None:
-        """Fill a slab of `grid`."""
+        """Fill a slab of `grid`; after the last one, `finish`."""
         probabilities, axes = self._ensemble.probabilities, self._ensemble.axes
         labels = self._add_labels(slab)
         if self.probabilities is not None or self.regions is not None:
@@ -85,6 +85,10 @@ class ResultBuilder:
             )
             information = self._read_information(slab)
             self._agreement.add(members, labels, entropy, information)
+
+    def finish(self) -> None:
+        """Drop the predictions, which all slabs were read from: refining and writing do not need their memory."""
+        del self._ensemble
 
     def _add_values(self, slab: Slab) -> None:
         values = self._ensemble.probabilities.read(slab)[1:].cpu().numpy()

@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from medsegai.errors import DeviceError
 from medsegai.networks.measured import MeasuredRunner
+from medsegai.networks.memory import release_freed_memory
 from medsegai.networks.streamlined import streamlined, with_same_weights
 from medsegai.system.machine import usable_cores
 
@@ -71,6 +72,16 @@ class Compute:
         """Return device, backend and precision in words."""
         precision = "mixed precision" if self.mixed else "fp32"
         return f"{device_name(self.device)}, {self.backend}, {precision}"
+
+    def release_memory(self) -> None:
+        """Return to the system the memory in which networks worked; the networks stay ready."""
+        if self.backend == "openvino":
+            from medsegai.networks.openvino import release_working_memory
+
+            release_working_memory()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        release_freed_memory()
 
     def leave_openvino(self) -> None:
         """Run networks with torch for the rest of the job: OpenVINO lacks some of their operations."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medsegai.networks.compiled_cache import keep, read_kept
+from medsegai.networks.memory import release_freed_memory
 
 # On import, OpenVINO reports to Google Analytics unless it cannot find the package that does so. Nothing leaves
 # this computer; Testing/architecture/test_privacy.py holds that.
@@ -89,14 +90,13 @@ class OpenVinoRunner:
         """Compile the network for batches of this shape, unless that is done."""
         if tuple(shape) not in self._compiled:
             self._compiled[tuple(shape)] = self._compile(torch.zeros(tuple(shape)))
+            release_freed_memory()  # compiling takes more than a patch does
             self._batch = shape[0]
 
     def _take_over(self) -> None:
         """Let only the network that ran last keep working memory, so that several folds need no more than one."""
-        last = OpenVinoRunner._last() if OpenVinoRunner._last else None
-        if last is not None and last is not self:
-            for compiled in last._compiled.values():
-                compiled.release_memory()
+        if OpenVinoRunner._last is None or OpenVinoRunner._last() is not self:
+            release_working_memory()
         OpenVinoRunner._last = weakref.ref(self)
 
     @torch.inference_mode()
@@ -151,6 +151,14 @@ def _shared(values: Tensor) -> Any:
         return openvino.Tensor(values.numpy(), shared_memory=True)
     raw = values.view(torch.uint16).numpy()
     return openvino.Tensor(raw, openvino.Shape(list(values.shape)), _TYPES[values.dtype])
+
+
+def release_working_memory() -> None:
+    """Free the memory in which the last network worked; it stays compiled."""
+    last = OpenVinoRunner._last() if OpenVinoRunner._last else None
+    if last is not None:
+        for compiled in last._compiled.values():
+            compiled.release_memory()
 
 
 @functools.cache
