@@ -6,20 +6,16 @@ Everything here is the same for all model families. Command line, batch, worker 
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
-import platform
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsegai import __version__
 from medsegai.errors import ModelError, RequestError
 from medsegai.families import Inputs, Model, Part, load_model
 from medsegai.families._contrast import surer_contrast
@@ -32,6 +28,7 @@ from medsegai.inference.fusion import (
 )
 from medsegai.inference.grid_sampling import slabs_of
 from medsegai.inference.probabilities import StreamedProbabilities
+from medsegai.inference.provenance import model_record, scan_record, software
 from medsegai.inference.result_builder import ResultBuilder
 from medsegai.io import as_channels, check_picture, check_scan, read_channels, read_volume
 from medsegai.io.checks import MAX_SPACING_MM, check_one_grid
@@ -58,9 +55,6 @@ REFINEMENT_SHARE = 5.0
 
 COARSER = 1.5
 """How many times farther apart than in the training of a model slices may be, even beyond the usual limit."""
-
-PACKAGES = ("torch", "numpy", "scipy", "openvino")
-"""The packages whose versions the provenance names."""
 
 SLAB_VOXELS = 1 << 20
 SLAB_VALUES = 1 << 25
@@ -560,20 +554,6 @@ def forget_models() -> None:
     _model.cache_clear()
 
 
-def _model_record(card: ModelCard, members: Container[str]) -> dict[str, Any]:
-    hashes = {
-        member.name: card.weights_sha256(member)
-        for member in card.members
-        if member.name in members
-    }
-    return {
-        "id": card.id,
-        "family": card.family,
-        "version": card.version,
-        "weights_sha256": hashes,
-    }
-
-
 def _networks_of(parts: Sequence[_PartOf], model: int) -> set[str]:
     return {name for item in parts if item.model == model for name in item.part.networks}
 
@@ -583,30 +563,11 @@ def _provenance(
 ) -> dict[str, Any]:
     used = [_networks_of(parts, number) for number in range(len(cards))]
     return {
-        "medsegai": __version__,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES if _version(name)},
+        **software(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": job.compute.describe(),
         "options": job.request.options(),
-        "models": [_model_record(card, names) for card, names in zip(cards, used, strict=True)],
-        "inputs": [
-            {"sha256": _fingerprint(volume), "grid": volume.geometry.describe()}
-            for volume in job.inputs
-        ],
+        "models": [model_record(card, names) for card, names in zip(cards, used, strict=True)],
+        "inputs": [scan_record(volume) for volume in job.inputs],
         "native_grids": [item.part.geometry.describe() for item in parts],
     }
-
-
-def _fingerprint(volume: Volume) -> str:
-    """Hash of voxels and placement; it names a scan without naming a patient."""
-    digest = hashlib.sha256(np.ascontiguousarray(volume.voxels).data)
-    digest.update(volume.geometry.ijk_to_ras.tobytes())
-    return digest.hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

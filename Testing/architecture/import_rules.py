@@ -52,7 +52,7 @@ PLAIN = frozenset(
 # What lies above it, from the lowest to the highest: rooms, and files where a room has files at different heights.
 # A file imports earlier rows only: neighbours in a row, such as families and refinements, do not know each other.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("boxes", "networks.memory"),  # L1
+    ("boxes", "inference.provenance", "networks.memory"),  # L1
     ("decoding",),
     ("io",),
     ("preprocessing",),
