@@ -11,7 +11,7 @@ from PySide6 import QtCore, QtGui, QtWidgets
 
 import pythonqt
 from medsegai.system.outside_text import unformatted
-from MedSegAILib.panel import Panel
+from MedSegAILib.panel import Panel, dialogs
 from MedSegAILib.panel.series_dialog import SeriesDialog
 from MedSegAILib.panel.style import text_item
 from MedSegAILib.panel_values import CaseRow, SegmentRow, SeriesRow
@@ -91,6 +91,36 @@ def test_nothing_in_the_panel_is_html_from_outside(widget: Any, panel: Panel) ->
     assert formatted(widget) == []
     details = pythonqt.real(widget).findChild(QtWidgets.QTextBrowser, "modelDetails")
     assert details is None or "<img" not in details.toHtml()
+
+
+TURNING = "head\u202egnp.exe\u2066 \x1b[31m"
+
+
+def test_a_name_cannot_turn_the_words_around_it(widget: Any, panel: Panel) -> None:
+    """Characters that change the direction of a text are shown as what they are."""
+    panel.show_models([card("turning", "a", intended_use=TURNING)])
+    panel.show_plan(TURNING, True, TURNING)
+    panel.show_message(TURNING)
+    panel.preview.show(TURNING)
+    panel.refine.show_message(TURNING)
+    real = pythonqt.real(widget)
+    labels = [label.text() for label in real.findChildren(QtWidgets.QLabel)]
+    tips = [part.toolTip() for part in real.findChildren(QtWidgets.QWidget)]
+    found = [text for text in labels + tips if "gnp" in text]
+    assert len(found) >= 5
+    assert all("head\\u202egnp.exe\\u2066 \\x1b[31m" in text for text in found)
+
+
+def test_a_name_cannot_turn_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def exec_(box: Any) -> int:
+        asked.append(box.text())
+        return 0
+
+    monkeypatch.setattr(QtWidgets.QMessageBox, "exec", exec_)
+    dialogs.decide(None, f"Replace {TURNING}?", "Yes", "No", True)
+    assert asked == ["Replace head\\u202egnp.exe\\u2066 \\x1b[31m?"]
 
 
 def test_nothing_in_the_list_of_series_is_html_from_outside() -> None:

@@ -12,7 +12,7 @@ from medsegai.models.card import ModelCard
 from medsegai.models.json_fields import shown
 from medsegai.progress import ProgressEvent
 from medsegai.refinements import as_text, parse, refinement_names
-from medsegai.system.outside_text import unformatted
+from medsegai.system.outside_text import label_text
 from MedSegAILib.kept_choices import KeptChoices
 from MedSegAILib.model_search import usable_together
 from MedSegAILib.output_choice import OutputChoice, OutputMode
@@ -221,7 +221,7 @@ class Panel:
     def show_plan(self, text: str, ready: bool, details: str = "") -> None:
         """Show what will run, or why nothing can run (`ready` is false then)."""
         say(self._ui.planLabel, text)
-        self._ui.planLabel.toolTip = unformatted(details)
+        self._ui.planLabel.toolTip = label_text(details)
         self._ready = ready
         self._update_buttons()
 
@@ -296,7 +296,7 @@ class Panel:
         self._ui.sampleButton.visible = card is not None and bool(card.sample)
         self._options.set_others([other.name for other in others])
         self._inputs.set_channels(card)
-        self._ui.modelSelector.toolTip = "" if card is None else unformatted(_card_text(card))
+        self._ui.modelSelector.toolTip = "" if card is None else label_text(_card_text(card))
         self.model_changed.emit()
         self.choice_changed.emit()
 

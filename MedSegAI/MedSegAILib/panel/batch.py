@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medsegai.progress import duration
-from medsegai.system.outside_text import unformatted
+from medsegai.system.outside_text import label_text
 from medsegai.worker.batch_events import CaseState
 from MedSegAILib.panel import dialogs, series_dialog
 from MedSegAILib.panel.structure_table import DOUBT_MARK
@@ -117,7 +117,7 @@ class BatchView:
             table.visible = True
         item = table.item(self._rows[row.case], 1)
         item.setText(_state(row))
-        item.setToolTip(unformatted(row.message))
+        item.setToolTip(label_text(row.message))
 
     def _show_source(self, index: int) -> None:
         ui = self._ui

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import qt
 
-from medsegai.system.outside_text import unformatted
+from medsegai.system.outside_text import label_text
 from MedSegAILib.slicer_types import QtValue, Widget
 
 
@@ -32,7 +32,7 @@ def decide(parent: Widget, question: str, accept: str, decline: str, safe: bool)
     box = qt.QMessageBox(parent)
     box.windowTitle = "MedSegAI"
     box.setIcon(qt.QMessageBox.Question)
-    box.text = unformatted(question)
+    box.text = label_text(question)
     yes = box.addButton(accept, qt.QMessageBox.AcceptRole)
     no = box.addButton(decline, qt.QMessageBox.RejectRole)
     box.setDefaultButton(yes if safe else no)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import qt
 
 from medsegai.models.card import ModelCard
-from medsegai.system.outside_text import unformatted
+from medsegai.system.outside_text import label_text
 from MedSegAILib.panel.style import narrow, quiet_style
 from MedSegAILib.panel.wrapping import say
 from MedSegAILib.slicer_types import Node, Widget
@@ -103,7 +103,7 @@ class InputWidgets:
         self._remove_further()
         several = len(channels) > 1
         alone = _("Picture:") if takes_picture else _("Volume:")
-        self._ui.inputLabel.text = unformatted(f"{channels[0]}:") if several else alone
+        self._ui.inputLabel.text = label_text(f"{channels[0]}:") if several else alone
         for number, name in enumerate(channels[1:], start=1):
             assert card is not None
             self._add_channel(number, name, card.channels[number].required)
@@ -156,14 +156,14 @@ class InputWidgets:
         selector.noneEnabled = True
         selector.noneDisplay = _("Choose …") if required else _("None (optional)")
         selector.addEnabled = selector.removeEnabled = False
-        selector.toolTip = unformatted(
+        selector.toolTip = label_text(
             _("The image for the channel {name} of the model.").format(name=name)
         )
         scene = self._ui.inputSelector.mrmlScene()
         if scene is not None:
             selector.setMRMLScene(scene)
         selector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_node_changed)
-        label = qt.QLabel(unformatted(f"{name}:"))
+        label = qt.QLabel(label_text(f"{name}:"))
         self._ui.channelsArea.layout().addRow(label, selector)
         self._further.append((label, selector))
 

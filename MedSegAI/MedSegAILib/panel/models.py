@@ -8,7 +8,7 @@ import qt
 
 from medsegai.models.card import ModelCard
 from medsegai.models.index import ListedModel
-from medsegai.system.outside_text import unformatted
+from medsegai.system.outside_text import label_text
 from MedSegAILib import model_search
 from MedSegAILib.panel import dialogs
 from MedSegAILib.panel.style import error_style, quiet_style
@@ -88,7 +88,7 @@ class ModelBrowser:
     def show_status(self, text: str, problem: bool = False) -> None:
         """Show one line about the state or result of an import or a check."""
         self._status.styleSheet = (error_style if problem else quiet_style)(self._status)
-        self._status.text = unformatted(text)
+        self._status.text = label_text(text)
 
     def show_busy(self, busy: bool) -> None:
         """Show whether an import or a check runs, during which no other can start."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from medsegai.progress import duration
-from medsegai.system.outside_text import unformatted
+from medsegai.system.outside_text import label_text
 from MedSegAILib.panel.style import lay_out_table, text_item
 from MedSegAILib.progress_text import stage_text
 from MedSegAILib.signals import Signal
@@ -59,7 +59,7 @@ class QueueTable:
             item = self._table.item(row, 1)
             if item.text() != state:
                 item.setText(state)
-            item.setToolTip(unformatted(tip))
+            item.setToolTip(label_text(tip))
         waiting = sum(1 for entry in self._entries if entry.state == "waiting")
         running = sum(1 for entry in self._entries if entry.state == "running")
         self._ui.queueButton.visible = bool(self._entries)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import qt
 
-from medsegai.system.outside_text import unformatted
+from medsegai.system.outside_text import label_text
 from MedSegAILib.panel.style import show_empty_boxes
 from MedSegAILib.panel_values import SeriesRow
 from MedSegAILib.slicer_types import QtValue, Widget
@@ -73,7 +73,7 @@ class SeriesDialog:
         item = _item(row.description or _("Series without description"), tristate=False)
         study.addChild(item)
         item.setCheckState(0, qt.Qt.Checked if ticked else qt.Qt.Unchecked)
-        item.setToolTip(0, unformatted(row.uid))
+        item.setToolTip(0, label_text(row.uid))
         return item
 
     def _parent(self, names: tuple[str, ...], above: Widget) -> Widget:

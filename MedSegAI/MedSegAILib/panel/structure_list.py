@@ -8,7 +8,7 @@ from typing import Any
 
 import qt
 
-from medsegai.system.outside_text import unformatted
+from medsegai.system.outside_text import label_text
 from MedSegAILib.panel.style import show_empty_boxes
 from MedSegAILib.slicer_types import QtValue, Widget
 from MedSegAILib.translation import tr as _
@@ -74,5 +74,5 @@ def _item(structure: Structure, ticked: bool) -> Widget:
     item.setFlags(qt.Qt.ItemIsUserCheckable if structure.locked else usable)
     item.setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
     locked = _("Its review is completed.")
-    item.setToolTip(locked if structure.locked else unformatted(structure.name))
+    item.setToolTip(locked if structure.locked else label_text(structure.name))
     return item

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import qt
 
-from medsegai.system.outside_text import unformatted
+from medsegai.system.outside_text import label_text
 from MedSegAILib.slicer_types import QtValue, Widget
 
 
@@ -76,7 +76,7 @@ def narrow(selector: Widget) -> None:
 def text_item(text: str, tool_tip: str = "") -> QtValue:
     """Return a cell of a table that cannot be edited."""
     item = qt.QTableWidgetItem(text)
-    item.setToolTip(unformatted(tool_tip))
+    item.setToolTip(label_text(tool_tip))
     return item
 
 

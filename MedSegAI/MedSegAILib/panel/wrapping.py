@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import qt
 
+from medsegai.system.outside_text import visible
 from MedSegAILib.slicer_types import QtValue, Widget
 
 
@@ -36,7 +37,7 @@ def say(label: Widget, text: str, style: str = "") -> None:
     """Show a text in a wrapped label; without text the label does not take any space."""
     label.styleSheet = style
     label.textFormat = qt.Qt.PlainText  # names in it come from outside
-    label.text = text
+    label.text = visible(text)
     fit(label)
     label.visible = bool(text)
 

@@ -79,6 +79,11 @@ def unformatted(text: str) -> str:
     return text.replace("<", "<\u200b").replace("&lt;", "&\u200blt;")
 
 
+def label_text(text: str) -> str:
+    """Return text for labels, tool tips and questions of Qt: as plain text, with visible control characters."""
+    return unformatted(visible(text))
+
+
 class VisibleStream:
     """A stream for people, whose output does not contain control characters.
 
