@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from module_help import (
     message,
     model_called,
     node_count,
+    plan,
     press,
     until,
 )
+from panel_help import find
 from stand_ins import put
 
 
@@ -120,3 +123,86 @@ def test_closing_the_scene_asks_whether_to_wait(
     until(lambda: not module.worker().busy)
     assert saved == ([1] if wait else [])
     assert node_count() == 0
+
+
+def test_a_reload_during_a_job_stops_it_and_the_new_page_works(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choices stay, because they are in the scene."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("MedSegAILib", "medsegai")]:
+        monkeypatch.setitem(sys.modules, name, sys.modules[name])  # put back afterwards
+    volume = head_under_way(page, module, monkeypatch)
+    client = module.worker()
+    page.onReload()
+    page.cleanup()
+    assert not client.busy
+    assert not client.warm
+    assert node_count() == 0
+    monkeypatch.setattr("MedSegAILib.controller.context.Context._model", lambda *_: "quick")
+    from MedSegAILib.worker.client import WorkerClient
+
+    module._worker = WorkerClient(client.place.words, client.place.variables)
+    again = module.MedSegAIWidget()
+    assert again.panel.choice().node is volume
+    press(again, "segmentButton")
+    until(lambda: node_count() == 1)
+    again.cleanup()
+
+
+def test_a_scene_that_is_added_during_a_job_does_not_disturb_it(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = head_under_way(page, module, monkeypatch)
+    other = slicer.vtkMRMLScene()
+    other.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Other")
+    other.SetSaveToXMLString(1)
+    other.Commit()
+    slicer.mrmlScene.SetLoadFromXMLString(1)
+    slicer.mrmlScene.SetSceneXMLString(other.GetSceneXMLString())
+    assert slicer.mrmlScene.Import()
+    assert slicer.util.getNode("Other").GetID() != volume.GetID()
+    until(lambda: node_count() == 1)
+    segmentation = page.controller.results.node
+    assert segmentation.GetName() == "Head segmentation"
+    role = segmentation.GetReferenceImageGeometryReferenceRole()
+    assert segmentation.GetNodeReference(role) is volume
+    assert page.panel.choice().node is volume
+
+
+def test_after_the_input_was_deleted_and_the_job_cancelled_another_runs(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = head_under_way(page, module, monkeypatch)
+    slicer.mrmlScene.RemoveNode(volume)
+    press(page, "cancelButton")
+    until(lambda: not module.worker().busy)
+    press(page, "segmentButton")
+    assert "There is no input volume" in plan(page)
+    assert len(module.queue().entries) == 1, "nothing was added"
+    find(page.parent, "queueTable").selectRow(0)
+    press(page, "againButton")
+    assert message(page) == "The volume Head has left the scene. Load it again."
+    page.panel.choose_input(head("Next"))
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
+    assert [str(entry.state) for entry in module.queue().entries] == ["cancelled", "failed", "done"]
+
+
+@pytest.mark.parametrize("folder", ["none", "read only"])
+def test_without_a_temporary_folder_a_job_fails_with_advice_and_works_later(
+    page: Any, module: Any, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    model_called(monkeypatch, "quick")
+    page.panel.choose_input(head())
+    with monkeypatch.context() as patch:
+        if folder == "none":
+            patch.setattr("tempfile.gettempdir", none)
+        else:
+            patch.setattr("tempfile.tempdir", "/proc")  # in which not even root can write
+        press(page, "segmentButton")
+        assert "TMPDIR" in message(page)
+    press(page, "segmentButton")
+    until(lambda: node_count() == 1)
