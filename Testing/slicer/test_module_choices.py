@@ -16,6 +16,8 @@ import pythonqt
 from medsegai.request import request_from_options, request_options
 from MedSegAILib.kept_choices import LONGEST, TEXTS, KeptChoices, from_texts, to_texts
 from MedSegAILib.output_choice import OutputMode
+from MedSegAILib.panel_values import DeviceChoice
+from MedSegAILib.scene import Scene
 from module_help import head, model_called, node_count, press, until
 from panel_help import find
 
@@ -282,6 +284,49 @@ def test_every_frame_of_a_sequence_is_chosen_again(
         assert again.panel.choice().every_frame
     finally:
         again.cleanup()
+
+
+def test_a_device_of_the_scene_is_chosen_when_the_doctor_has_found_it(
+    scene: Any, page: Any
+) -> None:
+    """Devices are not known before the doctor has run; one that the user chose meanwhile stays."""
+    head()
+    found = [DeviceChoice("auto", ""), DeviceChoice("cpu", ""), DeviceChoice("cuda:1", "Card")]
+    for meanwhile, expected in (("", "cuda:1"), ("cpu", "cpu")):
+        choose(page, "deviceOption", "currentText", "auto")
+        page.panel.show_devices(found[:2])
+        scene.Clear(0)
+        head()
+        choose(page, "tile_stepOption", "value", 0.25)
+        kept_node().SetParameter("options", '{"device": "cuda:1"}')
+        page.controller.scene_opened()
+        assert page.panel.choice().options["device"] == "auto"
+        choose(page, "tile_stepOption", "value", 0.75)
+        assert '"cuda:1"' in kept_node().GetParameter("options"), "it is not forgotten"
+        if meanwhile:
+            choose(page, "deviceOption", "currentText", meanwhile)
+        page.panel.show_devices(found)
+        assert page.panel.choice().options["device"] == expected
+        assert page.panel.kept().options["device"] == expected
+
+
+def test_a_channel_that_was_left_out_between_two_others_is_left_out_again(
+    scene: Any, page: Any
+) -> None:
+    volumes = [head("One"), head("Three")]
+    kept = KeptChoices("brain", inputs=(volumes[0], None, volumes[1]))
+    keeper = Scene(scene)
+    keeper.keep_choices(KeptChoices("brain", inputs=(*volumes, *volumes)))
+    keeper.keep_choices(kept)
+    scene.SetSaveToXMLString(1)
+    scene.Commit()
+    other = slicer.vtkMRMLScene()
+    other.SetLoadFromXMLString(1)
+    other.SetSceneXMLString(scene.GetSceneXMLString())
+    assert other.Import()
+    found = Scene(other).kept_choices()
+    assert found is not None
+    assert [each and each.GetName() for each in found.inputs] == ["One", None, "Three"]
 
 
 def test_an_import_that_ends_after_the_page_is_no_matter(scene: Any, page: Any) -> None:

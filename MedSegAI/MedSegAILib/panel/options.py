@@ -50,6 +50,7 @@ class OptionWidgets:
         self._others = _TickedNames("othersOption", False, changed)
         self._refinements = RefinementList(changed)
         self._device: Widget = None
+        self._awaited_device = ""
         self._form = form
         self._add_row(_("Together with"), self._others.box)
         self._others.box.toolTip = _("Also run these models, and combine their results.")
@@ -64,18 +65,22 @@ class OptionWidgets:
         return {name: field.read() for name, field in self._fields.items()}
 
     def changed_values(self) -> dict[str, Any]:
-        """Return the present options that differ from the panel's defaults."""
-        return {
-            name: value for name, value in self.values().items() if value != self._defaults[name]
-        }
+        """Return the present options that differ from the panel's defaults, with a device that is awaited."""
+        values = self.values() | ({"device": self._awaited_device} if self._awaited_device else {})
+        return {name: value for name, value in values.items() if value != self._defaults[name]}
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Show these options, and the others as by default; so are those that the panel does not offer."""
+        """Show these options, and the others as by default; so are those that the panel does not offer.
+
+        A device that is not offered is awaited, because the doctor may find it later.
+        """
         for name, field in self._fields.items():
             field.write(values.get(name, self._defaults[name]))
             if name in values and field.read() != values[name]:
                 logger.warning("The option %s cannot be %s here.", name, shown(values[name]))
                 field.write(self._defaults[name])
+        device = values.get("device", "")
+        self._awaited_device = "" if device == self._fields["device"].read() else device
 
     def other_models(self) -> tuple[str, ...]:
         """Return the names of the models to use besides the chosen one."""
@@ -97,8 +102,10 @@ class OptionWidgets:
         self._others.box.visible = self._others_label.visible = bool(names)
 
     def show_devices(self, devices: Sequence[DeviceChoice]) -> None:
-        """Offer these devices; the chosen one stays."""
+        """Offer these devices; the chosen one stays, unless an awaited one is among them."""
         chosen = _first_word(self._device.currentText)
+        if self._awaited_device in [device.value for device in devices]:
+            chosen, self._awaited_device = self._awaited_device, ""
         self._device.blockSignals(True)
         self._device.clear()
         for device in devices:
@@ -142,7 +149,7 @@ class OptionWidgets:
         widget.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
         widget.currentText = default
         self.show_devices(DEVICES)
-        widget.connect("currentTextChanged(QString)", self._on_change)
+        widget.connect("currentTextChanged(QString)", self._on_device_changed)
         return FieldWidget(widget, lambda: _first_word(widget.currentText), self._choose_device)
 
     def _choose_device(self, value: str) -> None:
@@ -152,6 +159,10 @@ class OptionWidgets:
         if found:
             self._device.currentText = found[0]
             self._device.lineEdit().setCursorPosition(0)
+
+    def _on_device_changed(self, _text: str) -> None:
+        self._awaited_device = ""
+        self._changed()
 
     def _choose_members(self, names: Sequence[str]) -> None:
         """Choose members; those of the card if none is named."""

@@ -6,6 +6,8 @@ references, because Slicer gives nodes other numbers when scenes are merged.
 
 from __future__ import annotations
 
+import re
+
 from MedSegAILib.kept_choices import TEXTS, KeptChoices, from_texts, to_texts
 from MedSegAILib.scene.nodes import modifying
 from MedSegAILib.slicer_types import MRMLScene, Node
@@ -16,7 +18,7 @@ KIND = "vtkMRMLScriptedModuleNode"
 INPUT = "input"
 """The references to volumes are this word and the number of the channel, whose name may hold any character."""
 
-MOST_INPUTS = 100
+_INPUT_ROLE = re.compile(INPUT + r"(\d{1,2})")
 ROLES = {
     "region": "vtkMRMLMarkupsROINode",
     "segmentation": "vtkMRMLSegmentationNode",
@@ -36,8 +38,9 @@ def kept_choices(scene: MRMLScene) -> KeptChoices | None:
     if not are_kept(scene):
         return None
     node = _node(scene)
-    inputs = [role for role in _roles(node) if role.startswith(INPUT)]
-    channels = [f"{INPUT}{number}" for number in range(min(len(inputs), MOST_INPUTS))]
+    numbered = filter(None, map(_INPUT_ROLE.fullmatch, _roles(node)))
+    count = max((int(found[1]) + 1 for found in numbered), default=0)
+    channels = [f"{INPUT}{number}" for number in range(count)]
     found = {role: node.GetNodeReference(role) for role in ROLES}
     nodes = {role: each for role, each in found.items() if each is None or each.IsA(ROLES[role])}
     texts = {name: str(node.GetParameter(name) or "") for name in TEXTS}
