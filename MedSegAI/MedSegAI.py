@@ -134,8 +134,8 @@ class MedSegAIWidget(ScriptedLoadableModuleWidget, slicer.util.VTKObservationMix
         self.afterImport()
 
     def onSceneOpened(self) -> None:
-        """Follow a scene that was loaded, unless the page has been closed meanwhile."""
-        if self.Observations:
+        """Follow a scene that was loaded, unless the page was closed or another scene is being loaded."""
+        if self.Observations and not slicer.mrmlScene.IsImporting():
             self.controller.scene_opened()
 
     def onSceneStartClose(self, caller: Node, event: str) -> None:

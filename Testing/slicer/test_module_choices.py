@@ -336,6 +336,21 @@ def test_an_import_that_ends_after_the_page_is_no_matter(scene: Any, page: Any) 
     settle()
 
 
+def test_a_scene_is_followed_when_the_last_of_several_was_read(scene: Any, page: Any) -> None:
+    """A file that is loaded shows its progress, so events are processed before it is complete."""
+    scene.StartState(scene.ImportState)
+    scene.EndState(scene.ImportState)
+    scene.StartState(scene.ImportState)
+    settle()
+    head("One")
+    page.panel.choose_input(head("Two"))
+    assert kept_node() is None, "the scene is not complete"
+    scene.EndState(scene.ImportState)
+    settle()
+    choose(page, "tile_stepOption", "value", 0.25)
+    assert kept_node() is not None
+
+
 def test_undo_leaves_the_choices(scene: Any, page: Any) -> None:
     scene.SetUndoOn()
     volumes = [head("One"), head("Two")]
