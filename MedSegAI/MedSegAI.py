@@ -357,7 +357,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
     def report(segmentationNode: SegmentationNode) -> dict[str, Any]:
         """Return the origin of a segmentation: volumes, seconds per stage, model hashes and versions."""
         from MedSegAILib.scene.nodes import check_segmentation
-        from MedSegAILib.scene.segments import report_of
+        from MedSegAILib.scene.reports import report_of
 
         check_segmentation(segmentationNode)
         return report_of(segmentationNode)

@@ -47,8 +47,9 @@ from MedSegAILib.scene.inputs import transform_to_world
 from MedSegAILib.scene.layers import check_labelmaps
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.refining import Draft, RefinedPreview
+from MedSegAILib.scene.reports import REPORT_ATTRIBUTE, report_of
 from MedSegAILib.scene.review import ReviewState
-from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, label_value, report_of, segment_id
+from MedSegAILib.scene.segments import label_value, segment_id
 from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.uncertainty import Walk
 from MedSegAILib.scene.undo import SaveUndo, no_undo

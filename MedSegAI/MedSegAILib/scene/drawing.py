@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from MedSegAILib.scene.nodes import nodes_of
-from MedSegAILib.scene.segments import REPORT_ATTRIBUTE
+from MedSegAILib.scene.reports import REPORT_ATTRIBUTE
 from MedSegAILib.slicer_types import MRMLScene, SegmentationNode
 
 

@@ -25,8 +25,9 @@ from MedSegAILib.scene.measuring import (
     scan_of,
     scan_place,
 )
+from MedSegAILib.scene.reports import report_of
 from MedSegAILib.scene.review import is_locked
-from MedSegAILib.scene.segments import label_of, label_value, painted, report_of, values_of
+from MedSegAILib.scene.segments import label_of, label_value, painted, values_of
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 

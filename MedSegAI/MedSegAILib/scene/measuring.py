@@ -17,7 +17,8 @@ from medsegai.worker.requests import MeasurementRequest, Part
 from MedSegAILib.scene.inputs import check_image, read, transform_to_world
 from MedSegAILib.scene.layers import Layer, grid_around, layers_of, offset_in, on_grid
 from MedSegAILib.scene.merging import drawn_on, lattice, place_in
-from MedSegAILib.scene.segments import label_of, label_value, report_of, values_of
+from MedSegAILib.scene.reports import report_of
+from MedSegAILib.scene.segments import label_of, label_value, values_of
 from MedSegAILib.slicer_types import SegmentationNode, VolumeNode
 from MedSegAILib.translation import tr as _
 

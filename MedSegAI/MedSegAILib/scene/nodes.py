@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 from medsegai.errors import InputError
@@ -23,6 +24,18 @@ def own_reference(node: Node, role: str) -> Node:
     others = nodes_of(node.GetScene(), node.GetClassName())
     shared = any(each.GetNodeReference(role) is found for each in others if each is not node)
     return None if shared else found
+
+
+def stored_number(text: str, low: float = -math.inf, high: float = math.inf) -> float | None:
+    """Return a number that a node or segment stores as text; None if it is not one from `low` to `high`.
+
+    A scene may come from anyone, and other software may have changed it.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and low <= value <= high else None
 
 
 def check_segmentation(node: Node) -> None:

@@ -10,7 +10,7 @@ import slicer
 
 from medsegai.errors import InputError
 from MedSegAILib.scene.attachments import maps_of
-from MedSegAILib.scene.nodes import nodes_of
+from MedSegAILib.scene.nodes import nodes_of, stored_number
 from MedSegAILib.scene.uncertainty import note
 from MedSegAILib.scene.uncertainty_colors import color, color_heat
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
@@ -81,7 +81,8 @@ def shown(scene: MRMLScene, segmentation: SegmentationNode) -> str:
 
 def opacity(segmentation: SegmentationNode) -> float:
     """Return the opacity of the maps of a segmentation, from 0 to 1."""
-    return float(segmentation.GetAttribute(OPACITY_ATTRIBUTE) or OPACITY)
+    stored = stored_number(segmentation.GetAttribute(OPACITY_ATTRIBUTE) or "", 0, 1)
+    return OPACITY if stored is None else stored
 
 
 def set_opacity(scene: MRMLScene, segmentation: SegmentationNode, value: float) -> None:
@@ -114,7 +115,7 @@ def _take_away(
             volume, _space, opaque = (before or " 0").partition(" ")
             is_there = bool(volume) and scene.GetNodeByID(volume) is not None
             view.SetForegroundVolumeID(volume if is_there else None)
-            view.SetForegroundOpacity(float(opaque) if is_there else 0.0)
+            view.SetForegroundOpacity((stored_number(opaque, 0, 1) or 0.0) if is_there else 0.0)
     _display_as_before(segmentation, maps)
 
 

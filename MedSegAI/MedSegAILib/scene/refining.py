@@ -39,13 +39,12 @@ from MedSegAILib.scene.merging import (
     layers_without,
     place_in,
 )
+from MedSegAILib.scene.reports import REPORT_ATTRIBUTE, report_of
 from MedSegAILib.scene.review import is_locked, segment_of
 from MedSegAILib.scene.segments import (
     DIGEST_TAG,
-    REPORT_ATTRIBUTE,
     digests,
     label_of,
-    report_of,
     tag_of,
     values_of,
 )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import slicer
 import vtk
 
 from medsegai.labels import Label, Terminology
+from medsegai.models.card import LARGEST_VALUE
 from medsegai.request import SegmentationResult, StructureMeasures
 from medsegai.volume import Geometry
 from MedSegAILib.scene.layers import (
@@ -26,11 +25,9 @@ from MedSegAILib.scene.layers import (
     layers_of,
     oriented_image,
 )
+from MedSegAILib.scene.nodes import stored_number
 from MedSegAILib.scene.review import ReviewState, set_state, state_of
 from MedSegAILib.slicer_types import Segment, SegmentationNode, VTKObject
-
-REPORT_ATTRIBUTE = "MedSegAI.report"
-"""Attribute of a segmentation node that the AI made: the report of its last job, as JSON."""
 
 LABEL_TAG = "MedSegAI.label"
 """Tag of a segment that the AI wrote: the value of its label in the model."""
@@ -61,18 +58,6 @@ _MEASURES = (
     "mutual_information",
     "expected_dice",
 )
-
-
-def report_of(segmentation: SegmentationNode) -> dict[str, Any]:
-    """Return the origin of a segmentation, see `SegmentationResult.report`; empty if MedSegAI did not make it.
-
-    An entry that other software damaged counts as none.
-    """
-    try:
-        report = json.loads(segmentation.GetAttribute(REPORT_ATTRIBUTE) or "{}")
-    except ValueError:
-        return {}
-    return report if isinstance(report, dict) else {}
 
 
 def segment_id(label: Label) -> str:
@@ -220,7 +205,8 @@ def label_value(segmentation: SegmentationNode, name: str) -> int | None:
     """Return the label that the AI wrote into a segment; None if it did not write one."""
     segment = segmentation.GetSegmentation().GetSegment(name)
     text = "" if segment is None else tag_of(segment, LABEL_TAG)
-    return int(text) if text.isdecimal() else None
+    value = stored_number(text, 0, LARGEST_VALUE)
+    return None if value is None or not value.is_integer() else int(value)
 
 
 def values_of(segmentation: SegmentationNode, names: Collection[str]) -> dict[str, int]:
@@ -253,7 +239,8 @@ def label_of(segmentation: SegmentationNode, name: str, value: int) -> Label:
 def measures_of(segment: Segment) -> dict[str, float]:
     """Return the known `_MEASURES` of a segment: the agreement of members, and the expected quality."""
     pairs = (part.partition("=") for part in tag_of(segment, MEASURES_TAG).split(";"))
-    return {name: float(value) for name, _, value in pairs if name in _MEASURES}
+    found = {name: stored_number(value) for name, _, value in pairs if name in _MEASURES}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def remarks_of(segment: Segment) -> str:

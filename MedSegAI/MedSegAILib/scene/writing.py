@@ -33,7 +33,8 @@ from MedSegAILib.scene.merging import (
     region_box,
 )
 from MedSegAILib.scene.nodes import own_reference, remove
-from MedSegAILib.scene.segments import REPORT_ATTRIBUTE, add_segments, report_of
+from MedSegAILib.scene.reports import REPORT_ATTRIBUTE, report_of
+from MedSegAILib.scene.segments import add_segments
 from MedSegAILib.scene.surfaces import MakeSurfaces, make_at_once
 from MedSegAILib.scene.uncertainty_colors import color_heat
 from MedSegAILib.scene.undo import SaveUndo
