@@ -21,6 +21,13 @@ class ProgressEvent:
 
 ProgressListener = Callable[[ProgressEvent], None]
 
+Check = Callable[[], None]
+"""Raises `Cancelled` if the user asked to stop; long loops call it, such as `Progress.check`."""
+
+
+def unstoppable() -> None:
+    """A `Check` for work that nobody can stop."""
+
 
 def part_of(step: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
     """Return the step of part `number` of `count` equal parts of a job; `step` receives the share of the whole."""
@@ -67,13 +74,17 @@ class Progress:
         Raises:
             Cancelled: the user asked to stop.
         """
-        if self.cancel.is_set():
-            raise Cancelled("Stopped by the user. Nothing was written.")
+        self.check()
         self._measure(stage)
         share = self._share(stage, done / total if total else 1.0)
         self._fraction = max(self._fraction, min(share, 1.0))
         if self.listener is not None:
             self.listener(ProgressEvent(stage, self._fraction, self._seconds_left()))
+
+    def check(self) -> None:
+        """Raise `Cancelled` if the user asked to stop; between two calls of `step`, for work of unknown length."""
+        if self.cancel.is_set():
+            raise Cancelled("Stopped by the user. Nothing was written.")
 
     def _measure(self, stage: str) -> None:
         """Time since the last step belongs to the stage that was under way, not to the one that begins."""

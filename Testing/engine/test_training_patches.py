@@ -131,7 +131,7 @@ def test_a_training_that_was_stopped_goes_on_exactly(pictures: Path, tmp_path: P
     folder, resume = tmp_path / "parts", False
     for _ in range(20):
         progress = Progress()
-        progress.listener = stop_after(5, progress)
+        progress.listener = stop_after(18, progress)
         try:
             train_patches(training, RunOptions(folder, resume, "cpu"), progress)
             break

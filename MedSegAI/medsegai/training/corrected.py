@@ -23,6 +23,7 @@ from medsegai.io import read_labelmap
 from medsegai.models.card import MemberCard, ModelCard
 from medsegai.models.json_fields import shown
 from medsegai.models.nnunet_dataset import read_json, value_of
+from medsegai.progress import Check, unstoppable
 from medsegai.training.anatomy import AnatomyConfig
 from medsegai.training.config import TrainingConfig
 from medsegai.training.data import (
@@ -85,9 +86,15 @@ class MixedSource:
 
 
 def mixed_source(
-    config: TrainingConfig, card: ModelCard, folder: Path, device: torch.device
+    config: TrainingConfig,
+    card: ModelCard,
+    folder: Path,
+    device: torch.device,
+    check: Check = unstoppable,
 ) -> MixedSource:
     """Read all corrected cases and the label maps of the training file.
+
+    `check` is called before each file.
 
     Raises:
         InputError: there are fewer than two cases, or a case does not fit the model.
@@ -95,12 +102,15 @@ def mixed_source(
     """
     cases = _enough_cases(folder)
     meaning = label_values(folder, card)
-    labels = [read_labels(case, meaning) for case in cases]
-    images = [read_image(_image(case), volume) for case, volume in zip(cases, labels, strict=True)]
+    labels, images = [], []
+    for case in cases:
+        check()
+        labels.append(read_labels(case, meaning))
+        images.append(read_image(_image(case), labels[-1]))
     learned = _with_held_out(config, labels)
     tell_what_is_missing(labels, card)
     real = source_of(labels, images, learned, card, device)
-    synthetic = _synthetic_source(config, learned, labels, card, device)
+    synthetic = _synthetic_source(config, learned, labels, card, device, check)
     names = tuple(case.name for case in cases)
     return MixedSource(real, synthetic, config.fine_tuning.corrected_share, config.seed, names)
 
@@ -128,13 +138,14 @@ def _synthetic_source(
     labels: Sequence[Volume],
     card: ModelCard,
     device: torch.device,
+    check: Check,
 ) -> CaseSource:
     """Return the source of synthetic images, from the label maps of the training file.
 
     If these are not available, the images are made from the corrected label maps, as `learned` says.
     """
     if any(config.data_root.glob(config.data.maps)):
-        return case_source(config, card, device)
+        return case_source(config, card, device, check)
     logger.warning(NO_MAPS, config.data.maps, config.data_root)
     plain = replace(learned, anatomy=AnatomyConfig())
     return source_of(labels, [None] * len(labels), plain, card, device)

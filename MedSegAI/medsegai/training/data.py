@@ -18,6 +18,7 @@ from medsegai.errors import InputError, RequestError, counted
 from medsegai.io import read_labelmap, read_volume
 from medsegai.models.card import ModelCard
 from medsegai.preprocessing.intensity import scale_intensity
+from medsegai.progress import Check, unstoppable
 from medsegai.training.anatomy import AnatomyConfig, vary
 from medsegai.training.config import DataConfig, TrainingConfig, matching_files
 from medsegai.training.synthesis import (
@@ -149,19 +150,26 @@ class CaseSource:
         return counts
 
 
-def case_source(config: TrainingConfig, card: ModelCard, device: torch.device) -> CaseSource:
+def case_source(
+    config: TrainingConfig,
+    card: ModelCard,
+    device: torch.device,
+    check: Check = unstoppable,
+) -> CaseSource:
     """Read all label maps of a training file, and their images if the file names any.
+
+    `check` is called before each file.
 
     Raises:
         RequestError: no file matches, images and labels cannot be paired, or a file to hold out is missing.
         InputError: a file cannot be read, is not a label map, or has another grid than its image.
     """
     label_paths, image_paths = find_files(config)
-    labels = [conform_axes(read_labelmap(path)[0]) for path in label_paths]
-    images = [
-        None if path is None else read_image(path, volume)
-        for volume, path in zip(labels, image_paths, strict=True)
-    ]
+    labels, images = [], []
+    for label_path, image_path in zip(label_paths, image_paths, strict=True):
+        check()
+        labels.append(conform_axes(read_labelmap(label_path)[0]))
+        images.append(None if image_path is None else read_image(image_path, labels[-1]))
     return source_of(labels, images, config, card, device)
 
 

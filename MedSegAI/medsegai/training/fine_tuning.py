@@ -9,10 +9,11 @@ al., "Robust fine-tuning of zero-shot models", CVPR 2022); if these do not pass 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from medsegai.errors import ModelError, RequestError, counted
 from medsegai.io import write_card
 from medsegai.models.card import PICTURE_NAME, MemberCard, ModelCard, file_sha256
 from medsegai.models.catalogue import find_card
-from medsegai.progress import Progress
+from medsegai.progress import Check, Progress, unstoppable
 from medsegai.training.checkpoint import (
     LOG,
     best_weights_name,
@@ -37,10 +38,10 @@ from medsegai.training.config import TrainingConfig
 from medsegai.training.corrected import MixedSource, card_of_members, mixed_source
 from medsegai.training.curves import Entry
 from medsegai.training.export import MODEL_FOLDER, copy_records, draw_log
-from medsegai.training.run import Build, Run, RunOptions, begin_with, carry_out
+from medsegai.training.run import Build, Run, RunOptions, TimeLimit, begin_with, carry_out
 from medsegai.training.sampling import Pool
 from medsegai.training.trainer import Trainer, training_process
-from medsegai.training.validation import Validator
+from medsegai.training.validation import DiceCounter, Validator
 
 logger = logging.getLogger(__name__)
 
@@ -170,39 +171,51 @@ class FineTuning(Run):
         parts = (super().fingerprint(), self.config.fine_tuning, self._mixed.names)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
-    def begin(self, resume: bool) -> None:
-        """Begin as `Run.begin` does, and judge the networks before they learn."""
-        super().begin(resume)
+    def advance(self, progress: Progress, limit: TimeLimit) -> None:
+        """Advance as `Run.advance` does, after judging the networks before they learn."""
         if not self.done:
-            self.validate()
+            self.validate(progress.check)
+        super().advance(progress, limit)
 
-    def validate(self) -> None:
-        """Judge every member, and keep the best network of each as a file."""
-        for trainer in self.trainers:
-            for event, validator in self._judges().items():
-                counter = validator.dice(trainer.task, trainer.predict)
+    def validate(self, check: Check = unstoppable) -> None:
+        """Judge every member, and keep the best network of each as a file.
+
+        Raises:
+            Cancelled: the user asked to stop; nothing was kept of any member.
+        """
+        found = [self._counted(trainer, check) for trainer in self.trainers]
+        for trainer, counters in zip(self.trainers, found, strict=True):
+            for event, counter in counters.items():
                 dice = {str(number): round(part, 4) for number, part in counter.per_class().items()}
                 self.note(trainer, event=event, dice=counter.mean(), per_class=dice)
             self._keep_best(trainer)
 
-    def mix(self, card: ModelCard) -> None:
-        """Judge weights between those of the model `card` and the new ones, for each member that did not pass."""
-        for trainer in self.trainers:
-            verdict = self.verdict(trainer)
-            if verdict.best is not None or len(verdict.judgements) < 2:
-                continue
-            old = load_weights(card.weights_path(card.member(trainer.task.name)))
-            new = {name: values.clone() for name, values in trainer.judged.state_dict().items()}
+    def _counted(self, trainer: Trainer, check: Check) -> dict[str, DiceCounter]:
+        """Return the Dice counts of a network on the volumes of each judge."""
+        judges = self._judges(check)
+        return {
+            event: validator.dice(trainer.task, trainer.predict, check)
+            for event, validator in judges.items()
+        }
+
+    def mix(self, card: ModelCard, check: Check = unstoppable) -> None:
+        """Judge weights between those of the model `card` and the new ones, for each member that did not pass.
+
+        Raises:
+            Cancelled: the user asked to stop; nothing was kept of any member.
+        """
+        verdicts = ((trainer, self.verdict(trainer)) for trainer in self.trainers)
+        failed = [trainer for trainer, it in verdicts if it.best is None and len(it.judgements) > 1]
+        found = []
+        for trainer in failed:
             for share in SHARES:
-                between = (old[name].to(values).lerp(values, share) for name, values in new.items())
-                trainer.judged.load_state_dict(dict(zip(new, between, strict=True)))
-                synthetic, corrected = (
-                    validator.dice(trainer.task, trainer.predict).mean()
-                    for validator in self._judges().values()
-                )
-                self.note(trainer, MIXED, share=share, corrected=corrected, synthetic=synthetic)
+                with _between(trainer, card, share):
+                    found.append((trainer, share, self._counted(trainer, check)))
+        for trainer, share, counters in found:
+            synthetic, corrected = (counter.mean() for counter in counters.values())
+            self.note(trainer, MIXED, share=share, corrected=corrected, synthetic=synthetic)
+            with _between(trainer, card, share):
                 self._keep_best(trainer)
-            trainer.judged.load_state_dict(new)
 
     def _keep_best(self, trainer: Trainer) -> None:
         """Write the judged network to a file if the last judgement is the best one."""
@@ -222,17 +235,30 @@ class FineTuning(Run):
         """Read the verdict on a member from the log."""
         return Verdict.of(read_log(self.folder / LOG), trainer.task.name)
 
-    def _judges(self) -> Mapping[str, Validator]:
+    def _judges(self, check: Check) -> Mapping[str, Validator]:
         """Return held-out volumes by the log event that has their Dice."""
         if not self._validators:
             settings, batch = self.config.validation, self.config.sampling.batch
             self._validators = {
                 "validate": Validator.from_source(
-                    self._mixed, settings.volumes, settings.slice_step, batch
+                    self._mixed, settings.volumes, settings.slice_step, batch, check
                 ),
                 "corrected": Validator(self._mixed.held_out_samples(), settings.slice_step, batch),
             }
         return self._validators
+
+
+@contextlib.contextmanager
+def _between(trainer: Trainer, card: ModelCard, share: float) -> Iterator[None]:
+    """Give a network weights between those of the model `card` (share 0) and its own (1) within the block."""
+    old = load_weights(card.weights_path(card.member(trainer.task.name)))
+    new = {name: values.clone() for name, values in trainer.judged.state_dict().items()}
+    between = (old[name].to(values).lerp(values, share) for name, values in new.items())
+    trainer.judged.load_state_dict(dict(zip(new, between, strict=True)))
+    try:
+        yield
+    finally:
+        trainer.judged.load_state_dict(new)
 
 
 def _line(judged: Judgement, member: str) -> str:
@@ -269,14 +295,14 @@ def fine_tune(
         refuse_earlier_run(options.folder)
     config = slowed(config)
     learned = card_of_members(card, config.members)
-    source = mixed_source(config, learned, cases, place.device)
+    source = mixed_source(config, learned, cases, place.device, progress.check)
     trainers = build(config, learned, config.members, source, place)
     for trainer in trainers:
         _weigh_as_before(trainer, card.member(trainer.task.name))
     if not options.resume:
         begin_with(trainers, card)
     run = FineTuning(config, trainers, source, options.folder)
-    return carry_out(run, options, progress, lambda: _finished(run, card, source))
+    return carry_out(run, options, progress, lambda: _finished(run, card, source, progress))
 
 
 def slowed(config: TrainingConfig) -> TrainingConfig:
@@ -307,14 +333,15 @@ def _weigh_as_before(trainer: Trainer, member: MemberCard) -> None:
         trainer.objective.loss.weights.copy_(torch.tensor(weights))
 
 
-def _finished(run: FineTuning, card: ModelCard, source: MixedSource) -> Path:
+def _finished(run: FineTuning, card: ModelCard, source: MixedSource, progress: Progress) -> Path:
     """Write the new model.
 
     Raises:
+        Cancelled: the user asked to stop.
         ModelError: no member improved, or only by becoming worse on synthetic images.
     """
     if run.done >= run.config.steps or run.is_settled():
-        run.mix(card)
+        run.mix(card, progress.check)
     verdicts = {trainer.task.name: run.verdict(trainer) for trainer in run.trainers}
     if not any(verdict.best for verdict in verdicts.values()):
         raise ModelError(_why_none(run.done, verdicts))

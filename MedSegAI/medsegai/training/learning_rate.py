@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from medsegai.evaluation.drawing import new_figure, save_figure
+from medsegai.progress import Check, unstoppable
 
 LOWEST, HIGHEST = 1e-6, 1.0
 """The range in which a learning rate is searched."""
@@ -42,6 +43,7 @@ def find_learning_rate(
     loss: nn.Module,
     batches: Iterable[Any],
     steps: int,
+    check: Check = unstoppable,
 ) -> FoundRate:
     """Try rates on batches of (images, targets). Network and optimiser are restored afterwards.
 
@@ -51,14 +53,19 @@ def find_learning_rate(
         loss: the loss of (outputs, targets).
         batches: the batches of a DataLoader, which is restarted when it ends.
         steps: the number of rates to try.
+        check: called before each batch; after `Cancelled` nothing is restored.
     """
     from monai.optimizers import LearningRateFinder
+
+    def images_of(batch: Any) -> Any:
+        check()
+        return batch[0]
 
     device = next(network.parameters()).device
     finder = LearningRateFinder(network, optimiser, loss, device=device, verbose=False)
     finder.range_test(
         batches,
-        image_extractor=lambda batch: batch[0],
+        image_extractor=images_of,
         label_extractor=lambda batch: batch[1],
         start_lr=LOWEST,
         end_lr=HIGHEST,

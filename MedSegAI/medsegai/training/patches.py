@@ -33,7 +33,7 @@ from medsegai.networks.encoder_weights import (
     read_state,
 )
 from medsegai.networks.encoders import build_encoder
-from medsegai.progress import Progress
+from medsegai.progress import Check, Progress, unstoppable
 from medsegai.training.learning_rate import FoundRate, find_learning_rate
 from medsegai.training.patches_options import PatchTraining
 from medsegai.training.pictures import (
@@ -189,14 +189,31 @@ class FrozenFeatures:
         self._network: Normalised | None = None
 
     def of(self, numbers: NDArray[np.int64], copy: int, progress: Progress) -> Tensor:
-        """Return features (N, width) of pictures; copy 0 is the original pictures, other copies are augmented."""
-        missing = [int(number) for number in numbers if (int(number), copy) not in self._known]
-        for start in range(0, len(missing), self.training.batch):
-            progress.step("train", start, len(missing))
-            part = missing[start : start + self.training.batch]
-            for number, features in zip(part, self._computed(part, copy), strict=True):
-                self._known[number, copy] = features.clone()
+        """Return features (N, width) of pictures; copy 0 is the original pictures, other copies are augmented.
+
+        Features depend a little on the other pictures of their batch. So batches are the same in each fold, also
+        if a training was stopped before it; in a set of which a fold uses a part, each fold has its own.
+        """
+        if len(self.pictures) > FROZEN_PICTURES:
+            self._known.clear()
+            batches = np.split(
+                numbers, range(self.training.batch, len(numbers), self.training.batch)
+            )
+        else:
+            batches = [self._batch(first) for first in np.unique(numbers // self.training.batch)]
+        for place, batch in enumerate(batches):
+            progress.step("train", place, len(batches))
+            part = batch.tolist()
+            if (part[0], copy) not in self._known:
+                for number, features in zip(part, self._computed(part, copy), strict=True):
+                    self._known[number, copy] = features.clone()
         return torch.stack([self._known[int(number), copy] for number in numbers])
+
+    def _batch(self, place: int) -> NDArray[np.int64]:
+        """Return the numbers of a batch of all pictures but those that are kept for a test."""
+        first = place * self.training.batch
+        pictures = self.pictures.pictures.pictures[first : first + self.training.batch]
+        return np.array([first + n for n, item in enumerate(pictures) if item.part != "test"])
 
     def network(self) -> Normalised:
         """Return the initial encoder in evaluation mode; its decision is not trained."""
@@ -275,7 +292,7 @@ class FoldTraining:
         features, labels = self._features(progress)
         mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
         scaled = (features - mean) / deviation
-        weight, bias, loss = self._solved(scaled, labels)
+        weight, bias, loss = self._solved(scaled, labels, progress.check)
         head = self.network.classifier.head
         with torch.no_grad():
             head.weight.copy_((weight / deviation)[..., None, None])
@@ -293,7 +310,9 @@ class FoldTraining:
         found = [self.frozen.of(learned, copy, progress) for copy in range(copies)]
         return torch.cat(found).to(self.device), labels.to(self.device)
 
-    def _solved(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _solved(
+        self, features: Tensor, labels: Tensor, check: Check
+    ) -> tuple[Tensor, Tensor, float]:
         """Return weight (class, width) and bias (class) of the least loss with a normal prior, and that loss."""
         weight = torch.zeros(
             self.classes, features.shape[1], device=self.device, requires_grad=True
@@ -306,6 +325,7 @@ class FoldTraining:
         losses: list[float] = []
 
         def closure() -> Tensor:
+            check()
             solver.zero_grad()
             fit: Tensor = self.loss(features @ weight.T + bias, labels)
             total = fit + self.training.prior / pictures * weight.square().sum() / 2
@@ -335,11 +355,14 @@ class FoldTraining:
             group["params"] = list(group["params"])
         return torch.optim.AdamW(groups, lr=1.0, weight_decay=0.01)
 
-    def find_rate(self) -> FoundRate:
-        """Return the highest rate of the cycle."""
+    def find_rate(self, check: Check = unstoppable) -> FoundRate:
+        """Return the highest rate of the cycle; what was computed before does not change it."""
         self.network.train()
+        torch.manual_seed(self.training.seed)
         batches = self.loader(self.dataset(), 10_000)
-        return find_learning_rate(self.network, self.optimiser(), self.loss, batches, FINDER_STEPS)
+        return find_learning_rate(
+            self.network, self.optimiser(), self.loss, batches, FINDER_STEPS, check
+        )
 
     def schedule(
         self, optimiser: torch.optim.Optimizer, rate: float
@@ -386,12 +409,16 @@ class FoldTraining:
 
     # held out
 
-    def held_out(self) -> NDArray[np.float64]:
-        """Return probabilities (picture, class) of the held-out pictures, averaged over mirror images."""
+    def held_out(self, check: Check = unstoppable) -> NDArray[np.float64]:
+        """Return probabilities (picture, class) of the held-out pictures, averaged over mirror images.
+
+        `check` is called before each batch.
+        """
         self.network.eval()
         found = []
         numbers = self.fold.held_out.tolist()
         for start in range(0, len(numbers), self.training.batch):
+            check()
             images = self.pictures.batch(numbers[start : start + self.training.batch])
             images = images.to(self.device)
             with torch.inference_mode():

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medsegai.errors import Cancelled, InputError, ModelError, RequestError
 from medsegai.evaluation.classification import (
@@ -31,7 +32,7 @@ from medsegai.io.picture_sets import PictureSet, read_pictures
 from medsegai.labels import Label
 from medsegai.models.card import Channel, MemberCard, ModelCard, file_sha256
 from medsegai.networks.classifier import CELL
-from medsegai.progress import Progress
+from medsegai.progress import Check, Progress
 from medsegai.training.checkpoint import (
     LOG,
     RunLog,
@@ -198,11 +199,15 @@ class PatchRun:
         return self.training.fingerprint()
 
     def _begin_fold(self, fold: Fold, work: FoldTraining, progress: Progress) -> None:
-        self._note(fold, work.solve_frozen(progress))
-        self._validate(work)
+        """Train the frozen stage, and find the rate of the unfrozen one. Nothing is kept if this is stopped."""
+        loss = work.solve_frozen(progress)
+        probabilities = work.held_out(progress.check)
+        rate = 0.0
         if self.training.epochs:
-            self.at.rate = self.training.learning_rate or self._found_rate(work)
-        self.at.epoch = 1
+            rate = self.training.learning_rate or self._found_rate(work, progress.check)
+        self.at = _Progressed(self.at.fold, 1, rate)
+        self._note(fold, loss)
+        self._take(work, probabilities)
 
     def _train_fold(self, fold: Fold, state: Mapping[str, Any], progress: Progress) -> bool:
         work = FoldTraining(self.frozen, fold).to(self.device)
@@ -212,14 +217,22 @@ class PatchRun:
             self._save_stage(work, optimiser, schedule)
         else:
             optimiser, schedule = self._restored(work, state)
+        loss = state.get("loss")
         while self.at.epoch <= self.training.epochs:
-            if self.limit.is_over():
+            if self.limit.is_over() and loss is None:
                 return False
-            loss = work.epoch(self.at.epoch - 1, optimiser, schedule, progress)
-            self._note(fold, loss)
+            if loss is None:
+                loss = work.epoch(self.at.epoch - 1, optimiser, schedule, progress)
+            try:
+                probabilities = work.held_out(progress.check)
+            except Cancelled:
+                self._save_stage(work, optimiser, schedule, loss)
+                raise
             self.at.epoch += 1
-            self._validate(work)
+            self._note(fold, loss)
+            self._take(work, probabilities)
             self._save_stage(work, optimiser, schedule)
+            loss = None
         weights = work.network.classifier.state_dict()
         save_weights(self.folder / best_weights_name(fold.name), weights)
         return True
@@ -239,19 +252,19 @@ class PatchRun:
         optimiser = work.optimiser()
         return optimiser, work.schedule(optimiser, self.at.rate)
 
-    def _found_rate(self, work: FoldTraining) -> float:
-        found = work.find_rate()
+    def _found_rate(self, work: FoldTraining, check: Check) -> float:
+        found = work.find_rate(check)
         logger.info("fold %s: the finder took a learning rate of %.2g", work.fold.name, found.rate)
         draw_rates(found, self.folder / f"learning-rate-{work.fold.name}.png")
         return found.rate
 
-    def _validate(self, work: FoldTraining) -> None:
-        probabilities = work.held_out()
+    def _take(self, work: FoldTraining, probabilities: NDArray[np.float64]) -> None:
+        """Keep the probabilities of the held-out pictures, and log how good they are."""
         truth = self.sized.pictures.labels[work.fold.held_out]
         right = float((probabilities.argmax(1) == truth).mean())
         area = auc(truth, probabilities)
         self.answers[work.fold.name] = torch.from_numpy(probabilities)
-        what = f"epoch {self.at.epoch - 1}" if self.at.epoch else "frozen"
+        what = f"epoch {self.at.epoch - 1}" if self.at.epoch > 1 else "frozen"
         name = work.fold.name
         logger.info("fold %s, %s: accuracy %.3f, AUC %.3f", name, what, right, area)
         values = {"accuracy": right, "auc": None if np.isnan(area) else area}
@@ -265,11 +278,14 @@ class PatchRun:
         self._log.write({"event": event, "step": self._step(), "view": fold.name, **values})
 
     def _step(self) -> int:
-        """Return the number of stages that were started, over all folds."""
+        """Return the number of stages that have ended, over all folds."""
         return self.at.fold * (self.training.epochs + 1) + self.at.epoch
 
-    def _save_stage(self, work: FoldTraining, optimiser: Any, schedule: Any) -> None:
-        state = {"network": work.network.state_dict()}
+    def _save_stage(
+        self, work: FoldTraining, optimiser: Any, schedule: Any, loss: float | None = None
+    ) -> None:
+        """Write a checkpoint; `loss` is that of an epoch whose network is not judged yet."""
+        state: dict[str, Any] = {"network": work.network.state_dict(), "loss": loss}
         if optimiser is not None:
             state |= {"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
         self._save(state)
@@ -297,7 +313,7 @@ class PatchRun:
             "Epochs": f"frozen, then {self.training.epochs}",
         }
         content = ReportContent(
-            title, judged, figures, self._shower(), self.sized.pictures.notes, facts
+            title, judged, figures, self._shower(progress.check), self.sized.pictures.notes, facts
         )
         write_classification_report(self.folder / REPORT, content)
         logger.info("\n%s", figures.table())
@@ -312,12 +328,13 @@ class PatchRun:
             pictures, numbers.tolist(), probabilities / probabilities.sum(1, keepdims=True)
         )
 
-    def _shower(self) -> Any:
+    def _shower(self, check: Check) -> Any:
         """Return a function that shows a judged picture with the heat maps of the network that held it out."""
         places = [(fold, int(number)) for fold in self.folds for number in fold.held_out]
         loaded: dict[str, FoldTraining] = {}
 
         def show(number: int) -> ShownPicture:
+            check()
             fold, picture = places[number]
             if fold.name not in loaded:
                 loaded.clear()

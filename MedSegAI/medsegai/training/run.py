@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from medsegai.errors import Cancelled, ModelError, RequestError
 from medsegai.models.card import ModelCard, load_card
 from medsegai.models.catalogue import find_card
-from medsegai.progress import Progress
+from medsegai.progress import Check, Progress, unstoppable
 from medsegai.training.checkpoint import (
     BOARD,
     LOG,
@@ -105,6 +106,7 @@ class Run:
         self.folder = folder
         self.place = trainers[0].place
         self.done = 0
+        self.judged = 0
         self.log: RunLog | None = None
         self.board: Board | None = None
         self.validator: Validator | None = None
@@ -115,6 +117,7 @@ class Run:
         if resume:
             state = load_checkpoint(self.folder, self.fingerprint(), self.place.device)
             self.done = int(state["step"])
+            self.judged = int(state.get("judged", self.done))
             for trainer in self.trainers:
                 trainer.restore(state["members"][trainer.task.name])
         else:
@@ -130,8 +133,11 @@ class Run:
             Cancelled: the user asked to stop.
         """
         config = self.config
+        if self._is_owed() and self._has_ended(progress, limit):
+            return
         started, recent = time.perf_counter(), []
         for step in range(self.done, config.steps):
+            self.pool.at(step, progress.check)
             progress.step("train", step, config.steps)
             torch.manual_seed(seed_for(config.seed, DROPOUT, step))
             recent.append(
@@ -142,15 +148,24 @@ class Run:
                 seconds = (time.perf_counter() - started) / len(recent)
                 self._log_losses(torch.stack(recent).mean(dim=0), seconds, limit)
                 started, recent = time.perf_counter(), []
-            over = limit.is_over()
-            judged = self.done % config.validation.every == 0 or self.done == config.steps
-            if judged:
-                self.validate()
-            over = over or (judged and self.is_settled())
-            if self.done % config.checkpoint_every == 0 or self.done == config.steps or over:
-                self.save()
-            if over:
+            if self._has_ended(progress, limit):
                 return
+
+    def _is_owed(self) -> bool:
+        """Whether the networks of the present step must be validated, but are not yet."""
+        due = self.done % self.config.validation.every == 0 or self.done == self.config.steps
+        return due and self.judged < self.done
+
+    def _has_ended(self, progress: Progress, limit: TimeLimit) -> bool:
+        """Validate and save after a step where this is due; return whether the run ends before its last step."""
+        config, over = self.config, limit.is_over()
+        if self._is_owed():
+            self.validate(progress.check)
+            self.judged = self.done
+            over = over or self.is_settled()
+        if self.done % config.checkpoint_every == 0 or self.done == config.steps or over:
+            self.save()
+        return over
 
     def is_settled(self) -> bool:
         """Whether the last validation shows that more steps are useless."""
@@ -213,17 +228,21 @@ class Run:
             trainer.task.name: trainer.objective.loss.weights.tolist() for trainer in self.trainers
         }
 
-    def validate(self) -> None:
-        """Measure the Dice on held-out volumes; the best network of each member is kept as a file."""
+    def validate(self, check: Check = unstoppable) -> None:
+        """Measure the Dice on held-out volumes; the best network of each member is kept as a file.
+
+        Raises:
+            Cancelled: the user asked to stop; nothing was kept of any member.
+        """
         if not self.place.is_first:
             return
         if self.validator is None:
-            settings = self.config.validation
+            settings, batch = self.config.validation, self.config.sampling.batch
             self.validator = Validator.from_source(
-                self.pool.source, settings.volumes, settings.slice_step, self.config.sampling.batch
+                self.pool.source, settings.volumes, settings.slice_step, batch, check
             )
-        for trainer in self.trainers:
-            counter = self.validator.dice(trainer.task, trainer.predict)
+        found = [self.validator.dice(it.task, it.predict, check) for it in self.trainers]
+        for trainer, counter in zip(self.trainers, found, strict=True):
             dice = {str(number): round(part, 4) for number, part in counter.per_class().items()}
             mean = counter.mean()
             self.note(trainer, event="validate", dice=mean, per_class=dice)
@@ -246,20 +265,22 @@ class Run:
             members = {trainer.task.name: trainer.state() for trainer in self.trainers}
             state = {
                 "step": self.done,
+                "judged": self.judged,
                 "fingerprint": self.fingerprint(),
                 "members": members,
             }
             save_checkpoint(self.folder, state)
 
 
-def _advance(run: Run, progress: Progress, limit: TimeLimit) -> None:
-    """Train, and save a checkpoint if the user stops the run.
+@contextlib.contextmanager
+def _saved_when_stopped(run: Run) -> Iterator[None]:
+    """Save a checkpoint if the user stops the run within the block.
 
     Raises:
         Cancelled: the user asked to stop.
     """
     try:
-        run.advance(progress, limit)
+        yield
     except Cancelled:
         run.save()
         raise Cancelled(
@@ -340,7 +361,7 @@ def train(build: Build, config: TrainingConfig, options: RunOptions, progress: P
         )
     if place.is_first and not options.resume:
         refuse_earlier_run(folder)  # before time is spent on its data
-    source: SampleSource = case_source(config, card, place.device)
+    source: SampleSource = case_source(config, card, place.device, progress.check)
     trainers = build(config, card, config.members, source, place)
     if options.start and not options.resume:
         begin_with(trainers, find_card(options.start))
@@ -375,13 +396,15 @@ def carry_out(
     try:
         with claimed(options.folder, run.place.is_first):
             try:
-                run.begin(options.resume)
-                _advance(run, progress, options.limit)
+                with _saved_when_stopped(run):
+                    run.begin(options.resume)
+                    run.advance(progress, options.limit)
             except ModelError:
                 if run.place.is_first and not run.has_learned():
                     run.end()
                     remove_beginning(options.folder, [it.task.name for it in run.trainers])
                 raise
-            return finish()
+            with _saved_when_stopped(run):
+                return finish()
     finally:
         run.end()

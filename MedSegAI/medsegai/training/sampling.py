@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medsegai.models.card import MemberCard
 from medsegai.preprocessing.views import VIEWS, View, thick_slices
+from medsegai.progress import Check, unstoppable
 from medsegai.training.config import SamplingConfig
 from medsegai.training.data import BATCHES, TRAINING, Sample, SampleSource, seed_for
 from medsegai.training.loss import boundaries
@@ -182,16 +183,19 @@ class Pool:
     seed: int
     volumes: OrderedDict[int, Sample] = field(default_factory=OrderedDict)
 
-    def at(self, step: int) -> list[Sample]:
-        """Return the pool at ``step``; missing volumes are made."""
+    def at(self, step: int, check: Check = unstoppable) -> list[Sample]:
+        """Return the pool at ``step``; missing volumes are made, with a ``check`` before each."""
         newest = self.config.pool + step // self.config.refresh
         wanted = range(newest - self.config.pool, newest)
-        kept = {number: sample for number, sample in self.volumes.items() if number in wanted}
-        self.volumes = OrderedDict(
-            (number, kept[number] if number in kept else self.source.sample(TRAINING, number))
-            for number in wanted
-        )
-        return list(self.volumes.values())
+        found: OrderedDict[int, Sample] = OrderedDict()
+        for number in wanted:
+            if number in self.volumes:
+                found[number] = self.volumes[number]
+            else:
+                check()
+                found[number] = self.source.sample(TRAINING, number)
+        self.volumes = found
+        return list(found.values())
 
     def draw(self, step: int, task: Task, rank: int = 0, ranks: int = 1) -> Batch:
         """Return the share of ``rank`` in the batch of ``step`` for one task."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from medsegai.progress import Check, unstoppable
 from medsegai.training.data import VALIDATION, Sample, SampleSource
 from medsegai.training.sampling import Predict, Task
 
@@ -60,16 +62,28 @@ class Validator:
 
     @classmethod
     def from_source(
-        cls, source: SampleSource, volumes: int, slice_step: int, batch: int
+        cls,
+        source: SampleSource,
+        volumes: int,
+        slice_step: int,
+        batch: int,
+        check: Check = unstoppable,
     ) -> Validator:
-        return cls(
-            [source.sample(VALIDATION, index) for index in range(volumes)], slice_step, batch
-        )
+        samples = []
+        for index in range(volumes):
+            check()
+            samples.append(source.sample(VALIDATION, index))
+        return cls(samples, slice_step, batch)
 
-    def dice(self, task: Task, predict: Predict) -> DiceCounter:
-        """Return the Dice counts of one member's network."""
+    def dice(self, task: Task, predict: Predict, check: Check = unstoppable) -> DiceCounter:
+        """Return the Dice counts of one member's network. `check` is called before each batch."""
+
+        def checked(images: Tensor) -> Tensor:
+            check()
+            return predict(images)
+
         counter = DiceCounter.for_classes(task.class_count)
         for sample in self.samples:
-            for predicted, expected in task.answers(sample, predict, self.slice_step, self.batch):
+            for predicted, expected in task.answers(sample, checked, self.slice_step, self.batch):
                 counter.add(predicted, expected)
         return counter

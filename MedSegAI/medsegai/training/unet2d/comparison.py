@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medsegai.errors import InputError, ModelError, RequestError
+from medsegai.errors import Cancelled, InputError, ModelError, RequestError
 from medsegai.models.json_fields import NOT_IN_JSON, from_json
 from medsegai.progress import Progress
 from medsegai.training.checkpoint import CHECKPOINT
@@ -191,9 +191,13 @@ def _check_folds(config: ComparisonConfig, count: int) -> None:
 
 @contextlib.contextmanager
 def _named(network: str) -> Iterator[None]:
-    """Let an error of a training within the block say which network of the grid it is of."""
+    """Let an error of a training within the block say which network of the grid it is of, and how to go on."""
     try:
         yield
+    except Cancelled:
+        raise Cancelled(
+            f"The comparison was stopped at {network}. Finished epochs are kept, and the same command continues."
+        ) from None
     except ModelError as error:
         raise ModelError(
             f"{network}: {error} Other networks that are trained are kept, so leave this one out, or change the "

@@ -19,6 +19,7 @@ from medsegai.errors import InputError, RequestError, counted
 from medsegai.evaluation.folds import groups_of, patient_folds
 from medsegai.io import COLOURS, grey, read_channels, read_labelmap, read_pixels, read_table
 from medsegai.preprocessing.pictures import PictureSettings
+from medsegai.progress import Check, unstoppable
 from medsegai.training.config import matching_files
 from medsegai.training.unet2d.config import DataConfig, Training2DConfig
 from medsegai.volume import Volume
@@ -50,8 +51,8 @@ class PictureCase:
         return hashlib.sha256(self.image.tobytes() + self.target.tobytes()).hexdigest()
 
 
-def read_cases(config: Training2DConfig) -> list[PictureCase]:
-    """Read all cases of a training file, sorted by name.
+def read_cases(config: Training2DConfig, check: Check = unstoppable) -> list[PictureCase]:
+    """Read all cases of a training file, sorted by name. `check` is called before each.
 
     Raises:
         RequestError: no file matches, or images and label maps cannot be paired.
@@ -60,7 +61,10 @@ def read_cases(config: Training2DConfig) -> list[PictureCase]:
     """
     pairs = find_pairs(config)
     groups = read_groups(config, list(pairs))
-    cases = [read_case(config, name, groups[name], *files) for name, files in sorted(pairs.items())]
+    cases = []
+    for name, files in sorted(pairs.items()):
+        check()
+        cases.append(read_case(config, name, groups[name], *files))
     _check_labels(config, cases)
     return cases
 

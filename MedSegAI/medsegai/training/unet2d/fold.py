@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from medsegai.families._sliding import logits_by_planes, window
 from medsegai.measurements.instances import SMALLEST, separated
 from medsegai.networks.encoder_weights import load_encoder, load_pretrained, read_state
 from medsegai.networks.unet2d import UNet2D
-from medsegai.progress import Progress
+from medsegai.progress import Check, Progress, unstoppable
 from medsegai.training.data import BATCHES, DROPOUT, TRAINING, seed_for
 from medsegai.training.unet2d.augmentation import augmentation, varied
 from medsegai.training.unet2d.config import Training2DConfig
@@ -88,15 +87,15 @@ class Fold:
         """
         config, losses = self.config, []
         self._train_layers()
-        batches = self._batches(len(ready))
+        batches = self._batches(len(ready), self.epoch)
         for place, batch in enumerate(batches):
             done = self.epoch + place / len(batches)
             progress.step("train", self.number * config.epochs + done, config.folds * config.epochs)
             self.rates.follow(done)
             images, classes = self._drawn(ready, batch)
             losses.append(self._step(images, classes))
+        self.settle(ready, progress.check)
         self.epoch += 1
-        self.settle(ready)
         self._check_finite()
         return float(np.mean(losses))
 
@@ -114,7 +113,7 @@ class Fold:
         self.network.encoder.train(not frozen).requires_grad_(not frozen)
 
     @torch.no_grad()
-    def settle(self, ready: Sequence[Ready]) -> None:
+    def settle(self, ready: Sequence[Ready], check: Check = unstoppable) -> None:
         """Measure the means and variances of batch norms again, on images that are not augmented.
 
         The running statistics lag behind weights that change fast, and come from augmented images.
@@ -125,7 +124,8 @@ class Fold:
             layer.reset_running_stats()
             layer.momentum = None  # average over all batches
         height, width = self.config.image.tile
-        for batch in self._batches(len(ready))[:MOST_SETTLING]:
+        for batch in self._batches(len(ready), self.epoch + 1)[:MOST_SETTLING]:
+            check()
             images = torch.stack([ready[n % len(ready)].image[:, :height, :width] for n in batch])
             with self._autocast():
                 self.network(self.config.image.normalised(images).to(self.device))
@@ -141,13 +141,13 @@ class Fold:
 
     def drawn_batches(self, ready: Sequence[Ready]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the present epoch, without learning from them."""
-        for batch in self._batches(len(ready)):
+        for batch in self._batches(len(ready), self.epoch):
             yield self._drawn(ready, batch)
 
-    def _batches(self, count: int) -> list[NDArray[np.int64]]:
-        """Yield batches of sample numbers in the epoch's own order; a single one at the end is left out."""
+    def _batches(self, count: int, epoch: int) -> list[NDArray[np.int64]]:
+        """Return batches of sample numbers in an epoch's own order; a single one at the end is left out."""
         config = self.config
-        stream = self.number * 100_000 + self.epoch
+        stream = self.number * 100_000 + epoch
         random = np.random.default_rng(seed_for(config.seed, BATCHES, stream))
         order = random.permutation(count * config.patches_per_image)
         cuts = range(config.batch, len(order), config.batch)
@@ -184,14 +184,20 @@ class Fold:
         mixed = self.config.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
 
-    def probabilities(self, image: Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Return the class probabilities on the grid of an image of `shape` (j, i), float32 (class, j, i)."""
+    def probabilities(
+        self, image: Tensor, shape: tuple[int, int], check: Check = unstoppable
+    ) -> NDArray[np.float32]:
+        """Return the class probabilities on the grid of an image of `shape` (j, i), float32 (class, j, i).
+
+        `check` is called before each tile.
+        """
         self.network.eval()
         inside = self.config.image.fitted_shape(shape)
         wanted = (slice(0, 1), slice(0, inside[0]), slice(0, inside[1]))
         seen = self.config.image.normalised(image)[:, None].to(self.device)
 
         def predict(batch: Tensor) -> Tensor:
+            check()
             with torch.no_grad(), self._autocast():
                 return self.network(batch).float()
 
@@ -204,21 +210,21 @@ class Fold:
             )[0]
         return values.cpu().numpy()
 
-    def judge(self, held_out: Sequence[Ready]) -> list[dict[str, Any]]:
-        """Return the scores of each held-out case on its own grid."""
+    def judge(self, held_out: Sequence[Ready], check: Check = unstoppable) -> list[dict[str, Any]]:
+        """Return the scores of each held-out case on its own grid. Raises `Cancelled` as `check` does."""
         return [
             {
                 "case": ready.case.name,
                 "group": ready.case.group,
                 "fold": self.number,
-                **self._scores(ready),
+                **self._scores(ready, check),
             }
             for ready in held_out
         ]
 
-    def _scores(self, ready: Ready) -> dict[str, float]:
+    def _scores(self, ready: Ready, check: Check) -> dict[str, float]:
         case = ready.case
-        found = self.probabilities(ready.image, case.target.shape).argmax(0)
+        found = self.probabilities(ready.image, case.target.shape, check).argmax(0)
         scores = overlap(found > 0, case.target > 0)
         if self.config.classes > 2 and case.objects is None:
             for number, label in enumerate(self.config.labels, start=1):
@@ -285,8 +291,3 @@ def _fits(network: UNet2D, state: Mapping[str, Tensor]) -> bool:
     missing = (name for name in wanted.keys() - given.keys() if "num_batches_tracked" not in name)
     same = all(shape == wanted[name] for name, shape in given.items())
     return same and all(name.startswith("deep_heads.") for name in missing)
-
-
-def seconds_since(start: float) -> float:
-    """Return the seconds since `start`, to a tenth."""
-    return round(time.perf_counter() - start, 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from medsegai.models.card import (
 )
 from medsegai.models.json_fields import to_json
 from medsegai.networks.unet2d import UNet2D
-from medsegai.progress import Progress
+from medsegai.progress import Check, Progress
 from medsegai.training.checkpoint import (
     BOARD,
     LOG,
@@ -49,7 +51,7 @@ from medsegai.training.run import TimeLimit, TrainingOptions
 from medsegai.training.trainer import training_process
 from medsegai.training.unet2d.config import Training2DConfig
 from medsegai.training.unet2d.data import PictureCase, folds_of, read_cases
-from medsegai.training.unet2d.fold import Fold, Ready, made_ready, seconds_since
+from medsegai.training.unet2d.fold import Fold, Ready, made_ready
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,14 @@ class RunOptions2D(TrainingOptions):
     """
 
     folds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LearnedEpoch:
+    """The mean loss of an epoch, and the seconds that it took; its network is not judged yet."""
+
+    loss: float
+    seconds: float
 
 
 def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -> Path:
@@ -91,7 +101,7 @@ def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -
         refuse_earlier_run(folder)
     device = training_process(options.device).device
     check_buildable(config, chosen[0], device)
-    cases = read_cases(config)
+    cases = read_cases(config, progress.check)
     held_out = folds_of(cases, config.folds, config.seed)
     _check_enough(config, len(cases) - max(map(len, held_out)))
     with claimed(folder):
@@ -147,6 +157,7 @@ class Run:
         self.seconds: dict[str, float] = {}
         self.origin = ""
         self._waiting: dict[str, Any] | None = None
+        self._learned: LearnedEpoch | None = None
 
     def begin(self, resume: bool) -> None:
         """Open the log; when resuming, read the finished folds and the state of the unfinished one."""
@@ -171,16 +182,17 @@ class Run:
         fold = self._begun(number)
         held_out = [ready for ready in self.ready if ready.case.name in names]
         others = [ready for ready in self.ready if ready.case.name not in names]
-        while fold.epoch < self.config.epochs and not fold.rates.over:
-            started = time.perf_counter()
-            try:
-                loss = fold.learn(others, progress)
-            except Cancelled:
-                raise self._stopped(fold) from None
-            self._validate(fold, held_out, loss, started)
-            if limit.is_over() and fold.epoch < self.config.epochs:
-                return False
-        self._finish(fold, held_out)
+        with self._stoppable(fold):
+            while self._learned or (fold.epoch < self.config.epochs and not fold.rates.over):
+                if self._learned is None:
+                    started = time.perf_counter()
+                    loss = fold.learn(others, progress)
+                    self._learned = LearnedEpoch(loss, time.perf_counter() - started)
+                self._validate(fold, held_out, self._learned, progress.check)
+                self._learned = None
+                if limit.is_over() and fold.epoch < self.config.epochs:
+                    return False
+            self._finish(fold, held_out, progress.check)
         return True
 
     def _begun(self, number: int) -> Fold:
@@ -189,19 +201,34 @@ class Run:
         self.origin = fold.origin
         if self._waiting is not None and self._waiting["number"] == number:
             fold.restore(self._waiting["state"])
+            learned = self._waiting.get("learned")
+            self._learned = None if learned is None else LearnedEpoch(**learned)
         self._waiting = None
         return fold
 
-    def _stopped(self, fold: Fold) -> Cancelled:
-        return Cancelled(
-            f"The training was stopped in epoch {fold.epoch + 1} of {fold.name}. Continue it with --resume and "
-            f"the same folder, {self.folder}."
-        )
+    @contextlib.contextmanager
+    def _stoppable(self, fold: Fold) -> Iterator[None]:
+        """If the user stops the block, keep an epoch that was learned but is not judged; raise `Cancelled`."""
+        try:
+            yield
+        except Cancelled:
+            epoch = fold.epoch + 1
+            if self._learned is not None:
+                epoch = fold.epoch
+                learned = dataclasses.asdict(self._learned)
+                self._save(self._state_of(fold) | {"learned": learned}, self._step(fold))
+            raise Cancelled(
+                f"The training was stopped in epoch {min(epoch, self.config.epochs)} of {fold.name}. Continue it "
+                f"with --resume and the same folder, {self.folder}."
+            ) from None
 
-    def _validate(self, fold: Fold, held_out: Sequence[Ready], loss: float, started: float) -> None:
+    def _validate(
+        self, fold: Fold, held_out: Sequence[Ready], learned: LearnedEpoch, check: Check
+    ) -> None:
         """Log an epoch, validate the network if it is due, and write a checkpoint."""
-        better, dice = self._judged(fold, held_out)
-        seconds = seconds_since(started)
+        started = time.perf_counter()
+        better, dice = self._judged(fold, held_out, check)
+        loss, seconds = learned.loss, round(learned.seconds + time.perf_counter() - started, 1)
         self.seconds[fold.name] = self.seconds.get(fold.name, 0.0) + seconds
         rate = fold.optimiser.param_groups[1]["lr"]
         self._note(fold, "train", loss=round(loss, 5), learning_rate=rate, seconds=seconds)
@@ -215,13 +242,19 @@ class Run:
         if better or self.config.keep == "last":
             path = self.folder / best_weights_name(fold.name)
             save_weights(path, fold.network.state_dict())
-        self._save({"number": fold.number, "state": fold.state()}, self._step(fold))
+        self._save(self._state_of(fold), self._step(fold))
 
-    def _judged(self, fold: Fold, held_out: Sequence[Ready]) -> tuple[bool, float | None]:
+    @staticmethod
+    def _state_of(fold: Fold) -> dict[str, Any]:
+        return {"number": fold.number, "state": fold.state()}
+
+    def _judged(
+        self, fold: Fold, held_out: Sequence[Ready], check: Check
+    ) -> tuple[bool, float | None]:
         """Return whether a fold is better than before, and its Dice; None if this epoch is not validated."""
         if fold.epoch % self.config.validate_every and fold.epoch != self.config.epochs:
             return False, None
-        dice = float(np.mean([row["dice"] for row in fold.judge(held_out)]))
+        dice = float(np.mean([row["dice"] for row in fold.judge(held_out, check)]))
         better = dice > fold.rates.best
         fold.rates.judge(dice)
         return better, dice
@@ -234,11 +267,11 @@ class Run:
     def _step(self, fold: Fold) -> int:
         return fold.number * self.config.epochs + fold.epoch
 
-    def _finish(self, fold: Fold, held_out: Sequence[Ready]) -> None:
+    def _finish(self, fold: Fold, held_out: Sequence[Ready], check: Check) -> None:
         """Judge the network that the model gets."""
         weights = load_weights(self.folder / best_weights_name(fold.name))
         fold.network.load_state_dict(weights)
-        self.scores[fold.name] = fold.judge(held_out)
+        self.scores[fold.name] = fold.judge(held_out, check)
         self._save(None, (fold.number + 1) * self.config.epochs)
 
     def _save(self, fold: dict[str, Any] | None, step: int) -> None:
