@@ -151,14 +151,9 @@ class CaseSource:
 
 
 def case_source(
-    config: TrainingConfig,
-    card: ModelCard,
-    device: torch.device,
-    check: Check = unstoppable,
+    config: TrainingConfig, card: ModelCard, device: torch.device, check: Check = unstoppable
 ) -> CaseSource:
-    """Read all label maps of a training file, and their images if the file names any.
-
-    `check` is called before each file.
+    """Read all label maps of a training file, and their images if the file names any; `check` before each.
 
     Raises:
         RequestError: no file matches, images and labels cannot be paired, or a file to hold out is missing.

@@ -78,6 +78,13 @@ class LearnedEpoch:
     loss: float
     seconds: float
 
+    @classmethod
+    def of(cls, fold: Fold, ready: Sequence[Ready], progress: Progress) -> LearnedEpoch:
+        """Train one epoch, see `Fold.learn`."""
+        started = time.perf_counter()
+        loss = fold.learn(ready, progress)
+        return cls(loss, time.perf_counter() - started)
+
 
 def train(config: Training2DConfig, options: RunOptions2D, progress: Progress) -> Path:
     """Train all folds, and return the folder of the finished model.
@@ -184,10 +191,7 @@ class Run:
         others = [ready for ready in self.ready if ready.case.name not in names]
         with self._stoppable(fold):
             while self._learned or (fold.epoch < self.config.epochs and not fold.rates.over):
-                if self._learned is None:
-                    started = time.perf_counter()
-                    loss = fold.learn(others, progress)
-                    self._learned = LearnedEpoch(loss, time.perf_counter() - started)
+                self._learned = self._learned or LearnedEpoch.of(fold, others, progress)
                 self._validate(fold, held_out, self._learned, progress.check)
                 self._learned = None
                 if limit.is_over() and fold.epoch < self.config.epochs:
@@ -232,13 +236,12 @@ class Run:
         self.seconds[fold.name] = self.seconds.get(fold.name, 0.0) + seconds
         rate = fold.optimiser.param_groups[1]["lr"]
         self._note(fold, "train", loss=round(loss, 5), learning_rate=rate, seconds=seconds)
+        told = "not measured"
         if dice is not None:
             self._note(fold, "validate", dice=round(dice, 5))
-        logger.info(
-            "%s, epoch %d of %d: loss %.3f, held-out Dice %s, %.0f s",
-            *(fold.name, fold.epoch, self.config.epochs, loss),
-            *("not measured" if dice is None else f"{dice:.4f}", seconds),
-        )
+            told = f"{dice:.4f}"
+        about = (fold.name, fold.epoch, self.config.epochs, loss, told, seconds)
+        logger.info("%s, epoch %d of %d: loss %.3f, held-out Dice %s, %.0f s", *about)
         if better or self.config.keep == "last":
             path = self.folder / best_weights_name(fold.name)
             save_weights(path, fold.network.state_dict())
