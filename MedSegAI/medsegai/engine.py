@@ -23,7 +23,7 @@ from medsegai.inference.fusion import (
     Accumulator,
     Ensemble,
     JointLabels,
-    PartAnswer,
+    PartPrediction,
     join_labels,
 )
 from medsegai.inference.grid_sampling import slabs_of
@@ -89,10 +89,10 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
     job = _SegmentationJob(request, inputs, output, compute, progress, _temperature(request, cards))
     parts = _prepared(job, models, naming)
     candidates = any(uses_candidates(item) for item in refinements)
-    answer, members = _answered(job, parts, naming, candidates)
-    refined = answer.refine(refinements, _cut(inputs[0], box, output), progress)
-    structures = _judged(job, answer, cards, members)
-    result = _on_scan(answer, _Placed(inputs[0], box), request, naming, structures)
+    builder, members = _build(job, parts, naming, candidates)
+    refined = builder.refine(refinements, _cut(inputs[0], box, output), progress)
+    structures = _judged(job, builder, cards, members)
+    result = _on_scan(builder, _Placed(inputs[0], box), request, naming, structures)
     return replace(
         _with_objects(result, inputs, cards, naming),
         seconds=dict(progress.seconds),
@@ -101,7 +101,7 @@ def segment(request: SegmentationRequest, progress: Progress | None = None) -> S
         members=members,
         refinements=tuple(refined),
         provenance=_provenance(job, cards, parts),
-        warnings=(*warnings, *_warnings(job, cards, parts, answer, structures)),
+        warnings=(*warnings, *_warnings(job, cards, parts, builder, structures)),
     )
 
 
@@ -111,7 +111,7 @@ def _plan(progress: Progress, request: SegmentationRequest) -> None:
     progress.plan(STAGES | {"refine": refining}, together=("predict", "labels"))
 
 
-def _answered(
+def _build(
     job: _SegmentationJob, parts: Sequence[_PartOf], naming: JointLabels, candidates: bool
 ) -> tuple[ResultBuilder, tuple[str, ...]]:
     """The labels, and the names of the members that voted.
@@ -120,34 +120,36 @@ def _answered(
     is released here, because refining and writing need memory of their own.
     """
     ensemble = _predict(job, parts, naming)
-    answer = ResultBuilder(job.request, naming.labels, job.output, ensemble, candidates)
-    for slab in slabs_of(answer.grid, _planes_at_once(answer.grid, len(ensemble.labels))):
-        job.progress.step("labels", slab.k0, answer.grid.shape[0])
-        answer.add(slab)
+    builder = ResultBuilder(job.request, naming.labels, job.output, ensemble, candidates)
+    for slab in slabs_of(builder.grid, _planes_at_once(builder.grid, len(ensemble.labels))):
+        job.progress.step("labels", slab.k0, builder.grid.shape[0])
+        builder.add(slab)
     names = ensemble.names
-    answer.finish()
+    builder.finish()
     del ensemble
     job.compute.release_memory()
-    return answer, names
+    return builder, names
 
 
 def _on_scan(
-    answer: ResultBuilder,
+    builder: ResultBuilder,
     place: _Placed,
     request: SegmentationRequest,
     naming: JointLabels,
     structures: tuple[StructureMeasures, ...],
 ) -> SegmentationResult:
     """The result on the grid of the scan, without what is reported of the run."""
-    candidates = answer.candidates if request.candidates else None
+    candidates = builder.candidates if request.candidates else None
     return SegmentationResult(
-        labelmap=place.volume(answer.labelmap),
+        labelmap=place.volume(builder.labelmap),
         labels=naming.labels,
         structures=structures,
-        entropy=None if answer.entropy is None else place.volume(answer.entropy),
-        mutual_information=None if answer.information is None else place.volume(answer.information),
-        probabilities=None if answer.probabilities is None else place(answer.probabilities),
-        regions=None if answer.regions is None else place(answer.regions),
+        entropy=None if builder.entropy is None else place.volume(builder.entropy),
+        mutual_information=None
+        if builder.information is None
+        else place.volume(builder.information),
+        probabilities=None if builder.probabilities is None else place(builder.probabilities),
+        regions=None if builder.regions is None else place(builder.regions),
         candidates=None if candidates is None else place.candidates(candidates),
         region=request.region,
     )
@@ -270,7 +272,7 @@ def _warnings(
     job: _SegmentationJob,
     cards: Sequence[ModelCard],
     parts: Sequence[_PartOf],
-    answer: ResultBuilder,
+    builder: ResultBuilder,
     structures: Sequence[StructureMeasures],
 ) -> list[str]:
     """What the user should know of the prediction and of the result, in this order."""
@@ -279,8 +281,8 @@ def _warnings(
         *(warning for item in parts for warning in item.part.warnings),
         *(finding for item in parts for finding in item.part.findings()),
         *job.compute.notes,
-        *answer.warnings,
-        *_cut_skull(inside_skull, Volume(answer.labelmap, job.output)),
+        *builder.warnings,
+        *_cut_skull(inside_skull, Volume(builder.labelmap, job.output)),
         *quality.sentences(structures, [card.reference.source for card in cards if card.reference]),
     ]
 
@@ -298,31 +300,31 @@ def _predict(job: _SegmentationJob, parts: Sequence[_PartOf], naming: JointLabel
     by_size = sorted(
         range(len(parts)), key=lambda number: -math.prod(parts[number].part.geometry.shape)
     )
-    answers = {}
+    predictions = {}
     for number in by_size:
         job.compute.release_memory()
-        answers[number] = _answer(job, parts[number], axis, work)
+        predictions[number] = _predict_part(job, parts[number], axis, work)
     job.compute.release_memory()
-    return Ensemble([answers[number] for number in range(len(parts))], labels, axes)
+    return Ensemble([predictions[number] for number in range(len(parts))], labels, axes)
 
 
-def _answer(
+def _predict_part(
     job: _SegmentationJob, item: _PartOf, axis: int | None, work: MemberProgress
-) -> PartAnswer:
+) -> PartPrediction:
     """The prediction of a part: made at once or, if its planes are ordered along `axis`, when it is read."""
     part = item.part
     weight = sum(member.weight for member in part.members) if part.weight is None else part.weight
     names = tuple(member.name for member in part.members)
     if axis is not None and part.plane_axis == axis:
         streamed = _streamed(part, item.renamed, job.compute, work)
-        return PartAnswer(streamed, weight, part.geometry, names)
+        return PartPrediction(streamed, weight, part.geometry, names)
     keep = job.request.uncertainty and len(work.done) > 1
     total = _accumulated(job, item, work, keep)
     joined = total.result()
     if not keep:
-        return PartAnswer(joined, weight, part.geometry, names)
+        return PartPrediction(joined, weight, part.geometry, names)
     members, information = total.member_values(joined), total.information(joined)
-    return PartAnswer(joined, weight, part.geometry, names, members, information)
+    return PartPrediction(joined, weight, part.geometry, names, members, information)
 
 
 def _plane_axis(parts: Sequence[Part]) -> int | None:
@@ -346,7 +348,7 @@ def _streamed(
     part: Part, renamed: Mapping[int, int], compute: Compute, work: MemberProgress
 ) -> StreamedProbabilities:
     (member,) = part.members
-    labels = [renamed[feeds[0]] if feeds else 0 for feeds in member.classes]
+    labels = [renamed[targets[0]] if targets else 0 for targets in member.classes]
     slabs = (block.values for block in member.predict(compute, work.next_member()))
     return StreamedProbabilities(
         labels, part.geometry, slabs, part.activation, part.linear, part.reach
@@ -369,7 +371,7 @@ def _accumulated(
         part.reach,
     )
     for member in part.members:
-        classes = [[renamed[value] for value in feeds] for feeds in member.classes]
+        classes = [[renamed[value] for value in targets] for targets in member.classes]
         total.begin_member(classes, member.weight)
         for block in member.predict(compute, work.next_member()):
             total.add(block)
@@ -426,7 +428,10 @@ def _renamed(card: ModelCard, labels: Any, renamed: Mapping[int, int]) -> tuple[
 
 
 def _judged(
-    job: _SegmentationJob, answer: ResultBuilder, cards: Sequence[ModelCard], members: Sequence[str]
+    job: _SegmentationJob,
+    builder: ResultBuilder,
+    cards: Sequence[ModelCard],
+    members: Sequence[str],
 ) -> tuple[StructureMeasures, ...]:
     """The structures, with the expected Dice of each and the reasons why a person should look at it.
 
@@ -437,12 +442,12 @@ def _judged(
     calibration = card.calibration if card is not None else None
     if calibration is not None and not calibration.holds_for(members):
         calibration = None
-    structures = answer.structures()
+    structures = builder.structures()
     implausible: Mapping[int, tuple[str, ...]] = {}
     if not job.request.region and min(job.output.shape) > 1:
         labels = [item.label for item in structures]
         reference = None if card is None else card.reference
-        implausible = plausibility.remarks(Volume(answer.labelmap, job.output), labels, reference)
+        implausible = plausibility.remarks(Volume(builder.labelmap, job.output), labels, reference)
     return tuple(
         replace(
             item,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsegai.inference.fusion import Accumulator, Ensemble, PartAnswer, fuse
+from medsegai.inference.fusion import Accumulator, Ensemble, PartPrediction, fuse
 from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import Block
@@ -88,7 +88,7 @@ def test_members_own_labels_take_the_side_from_the_fused_answer() -> None:
     side = torch.where(fused.values[1] >= fused.values[2], 1, 2)
     expected = torch.where(merged.argmax(0) == 1, side, torch.tensor([0, 0, 3])[merged.argmax(0)])
     np.testing.assert_array_equal(second, values[expected])
-    part = PartAnswer(fused, 1.0, GRID, ("full", "merged"), (first, second))
+    part = PartPrediction(fused, 1.0, GRID, ("full", "merged"), (first, second))
     read = Ensemble([part], LABELS).member_labels(Slab(GRID, 1, 3))
     np.testing.assert_array_equal(read, torch.stack([first, second])[:, 1:3])
 

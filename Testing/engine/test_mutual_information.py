@@ -13,7 +13,7 @@ from scipy import special, stats
 from medsegai import engine
 from medsegai.families import Inputs, load_model
 from medsegai.inference.activation import Activation
-from medsegai.inference.fusion import Accumulator, Ensemble, PartAnswer
+from medsegai.inference.fusion import Accumulator, Ensemble, PartPrediction
 from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.probabilities import Block
 from medsegai.io import read_volume
@@ -55,7 +55,7 @@ def found(*parts: tuple[Accumulator, float]) -> NDArray[np.float32]:
     for total, weight in parts:
         joined = total.result()
         information = total.information(joined)
-        answers.append(PartAnswer(joined, weight, GRID, (), information=information))
+        answers.append(PartPrediction(joined, weight, GRID, (), information=information))
     ensemble = Ensemble(answers, LABELS)
     slabs = [ensemble.disagreement(Slab(GRID, *planes)) for planes in ((0, 1), (1, 4))]
     return torch.cat(slabs).numpy()

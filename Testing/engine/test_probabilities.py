@@ -171,13 +171,13 @@ def test_joint_uncertainty_is_that_of_every_voxel_though_few_are_read(
     )
     gap = Activation.PROBABILITIES.entropy(mean, 0) - apart.sum(0)
     read: list[int] = []
-    whole = JointProbabilities._answers
+    whole = JointProbabilities._part_values
 
     def counted(self: JointProbabilities, slab: Slab, points: torch.Tensor) -> list[torch.Tensor]:
         read.append(points.numel())
         return whole(self, slab, points)
 
-    monkeypatch.setattr(JointProbabilities, "_answers", counted)
+    monkeypatch.setattr(JointProbabilities, "_part_values", counted)
     for measure, expected in ((joint.entropy, entropy), (joint.divergence, gap)):
         found = measure(Slab(grid, 3, 9))
         torch.testing.assert_close(found.reshape(-1), expected, atol=3e-3, rtol=0)

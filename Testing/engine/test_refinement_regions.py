@@ -14,7 +14,7 @@ from scipy import ndimage
 from medsegai.engine import segment
 from medsegai.errors import Cancelled, RequestError
 from medsegai.inference.activation import Activation
-from medsegai.inference.fusion import Ensemble, PartAnswer
+from medsegai.inference.fusion import Ensemble, PartPrediction
 from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.probabilities import Probabilities
 from medsegai.inference.result_builder import ResultBuilder
@@ -202,7 +202,7 @@ def test_the_post_processing_of_nnunet_reaches_the_regions() -> None:
         np.concatenate([np.zeros((1, *SHAPE), np.float32), np.log(p / (1 - p))])
     )
     readable = Probabilities((0, 1, 2, 300), grid(), logits, Activation.REGIONS)
-    ensemble = Ensemble([PartAnswer(readable, 1.0, grid(), ())], readable.labels)
+    ensemble = Ensemble([PartPrediction(readable, 1.0, grid(), ())], readable.labels)
     request = SegmentationRequest((Path("x"),), overlap=True)
     answer = ResultBuilder(request, LABELS, grid(), ensemble)
     answer.add(Slab(answer.grid, 0, SHAPE[0]))

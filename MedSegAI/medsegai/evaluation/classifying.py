@@ -120,11 +120,11 @@ def _class_order(model: PatchesModel, pictures: PictureSet) -> list[int]:
     The channel without a label is the class which means that nothing was found; its name does not matter.
     """
     names = {label.value: label.name for label in model.card.labels}
-    feeds = model.card.members[0].classes
-    channels = {names[values[0]]: number for number, values in enumerate(feeds) if values}
-    normal = [number for number, values in enumerate(feeds) if not values]
+    targets = model.card.members[0].classes
+    channels = {names[values[0]]: number for number, values in enumerate(targets) if values}
+    normal = [number for number, values in enumerate(targets) if not values]
     missing = [name for name in pictures.classes if name not in channels]
-    if len(pictures.classes) != len(feeds) or len(missing) != len(normal):
+    if len(pictures.classes) != len(targets) or len(missing) != len(normal):
         wanted = ", ".join([*channels, *["and one for nothing found"] * len(normal)])
         raise RequestError(
             f"{pictures.source} has the classes {', '.join(pictures.classes)}, and the model knows {wanted}."

@@ -115,7 +115,7 @@ class Part:
     def can_stand_alone(self) -> bool:
         """Whether the part can be a candidate alone; False for a view that cannot tell left from right."""
         _, members = next(iter(self.folds.values()))
-        return not all(any(len(feeds) > 1 for feeds in member.classes) for member in members)
+        return not all(any(len(targets) > 1 for targets in member.classes) for member in members)
 
     def at(self, fold: str) -> tuple[ModelCard, tuple[MemberCard, ...]]:
         """The card and the members of a fold. Raises RequestError if the fold was not trained."""

@@ -105,7 +105,7 @@ def logits_by_planes(
         first_class: channel of the result that the networks' first one goes to; those before stay zero.
         classes: channels of the result.
         notes: receives a sentence if the sums do not fit on the image's device and are kept on the CPU.
-        dtype: of the sums. float16 takes half of the memory, and is finer than what a network in bfloat16 answers.
+        dtype: of the sums. float16 takes half of the memory, and is finer than what networks compute in bfloat16.
 
     Yields:
         float32 (class, 1, j, i), in order of the planes (of the reversed planes, if the window says so).
@@ -127,10 +127,10 @@ def reporting(predict: Predict, tiles: int, step: Step) -> Predict:
 
     def reported(patches: Tensor) -> Tensor:
         nonlocal done
-        answer = predict(patches)
+        logits = predict(patches)
         done += 1
         step(min(done / tiles, 1.0))
-        return answer
+        return logits
 
     return reported
 

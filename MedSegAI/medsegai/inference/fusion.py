@@ -51,7 +51,7 @@ class HasClasses(Protocol):
     classes: Classes
 
 
-Fed = TypeVar("Fed", bound=HasClasses)
+Member = TypeVar("Member", bound=HasClasses)
 
 
 @dataclass
@@ -107,11 +107,11 @@ class Accumulator:
         """Begin a member, to which the next blocks belong."""
         self.total_weight += weight
         self._weight = weight
-        self._fed = [
-            tuple(self.labels.index(value) for value in feeds or (0,)) for feeds in classes
+        self._targets = [
+            tuple(self.labels.index(value) for value in targets or (0,)) for targets in classes
         ]
         if self.keep_members:
-            background = next(channel for channel, feeds in enumerate(classes) if not feeds)
+            background = next(channel for channel, targets in enumerate(classes) if not targets)
             dtype = index_type(max(len(classes), len(self.labels)))
             grid = torch.full(self.geometry.shape, background, dtype=dtype)
             self._members.append(MemberLabels(classes, grid))
@@ -183,32 +183,32 @@ class Accumulator:
             for start, size in zip(block.start, block.values.shape[1:], strict=True)
         )
         values = block.values.to(self._sum.device)
-        answers: Iterable[Tensor] = values
+        channels: Iterable[Tensor] = values
         if self.vote or self.keep_members:
             best = self.activation.decide(values, 0)
             if self.keep_members:
                 self._remember(where, values, best)
             if self.vote:
-                answers = ((best == channel).float() for channel in range(len(values)))
-        self._feed(self._sum[(slice(None), *where)], answers)
+                channels = ((best == channel).float() for channel in range(len(values)))
+        self._add_channels(self._sum[(slice(None), *where)], channels)
 
     def _remember(self, where: tuple[slice, ...], values: Tensor, best: Tensor) -> None:
         """Keep the member's own classes, and their entropy."""
         channels = self._members[-1].channels
         channels[where] = best.to("cpu", channels.dtype)
-        told = self.activation.at(1.0).probabilities(values.float(), 0)
-        entropy = self.activation.entropy(told, 0).cpu()
+        probabilities = self.activation.at(1.0).probabilities(values.float(), 0)
+        entropy = self.activation.entropy(probabilities, 0).cpu()
         if self._mean is not None:
-            self._feed(self._mean[(slice(None), *where)], told.cpu())
+            self._add_channels(self._mean[(slice(None), *where)], probabilities.cpu())
         self._entropy[where].add_(entropy, alpha=self._weight)
 
-    def _feed(self, total: Tensor, answers: Iterable[Tensor]) -> None:
+    def _add_channels(self, total: Tensor, channels: Iterable[Tensor]) -> None:
         """Add the channels (k, j, i) of a member to their target labels in `total` (class, k, j, i)."""
-        for indices, answer in zip(self._fed, answers, strict=True):
+        for indices, values in zip(self._targets, channels, strict=True):
             if len(indices) == 1:
-                total[indices[0]].add_(answer, alpha=self._weight)
+                total[indices[0]].add_(values, alpha=self._weight)
             else:
-                _share_out(total, indices, answer * self._weight)
+                _share_out(total, indices, values * self._weight)
 
     def _move_to_cpu(self) -> None:
         self.device = torch.device("cpu")
@@ -226,9 +226,9 @@ def _share_out(values: Tensor, indices: tuple[int, ...], mass: Tensor) -> None:
         values[index].add_(part)
 
 
-def side_aware_first(members: Sequence[Fed]) -> list[Fed]:
+def side_aware_first(members: Sequence[Member]) -> list[Member]:
     """Sort members into the order in which they are added: first those whose channels have one label at most."""
-    return sorted(members, key=lambda member: any(len(feeds) > 1 for feeds in member.classes))
+    return sorted(members, key=lambda member: any(len(targets) > 1 for targets in member.classes))
 
 
 def fuse(
@@ -237,7 +237,7 @@ def fuse(
     """Combine parts on different grids into one probability source of the classes `labels`.
 
     Raises:
-        RequestError: some parts answer with classes, others with regions that may overlap.
+        RequestError: some parts predict classes, others regions that may overlap.
     """
     if len(parts) == 1 and parts[0].labels == labels:
         return parts[0]
@@ -250,7 +250,7 @@ def fuse(
 
 
 @dataclass(frozen=True)
-class PartAnswer:
+class PartPrediction:
     """The predictions of the members of one part, which share a native grid.
 
     Attributes:
@@ -280,10 +280,10 @@ class Ensemble:
         axes: order of the output grid's axes in which its slabs must be read.
 
     Raises:
-        RequestError: some parts answer with classes, others with regions that may overlap.
+        RequestError: some parts predict classes, others regions that may overlap.
     """
 
-    parts: Sequence[PartAnswer]
+    parts: Sequence[PartPrediction]
     labels: tuple[int, ...]
     axes: tuple[int, int, int] = (0, 1, 2)
 
@@ -366,13 +366,13 @@ def join_labels(cards: Sequence[ModelCard]) -> JointLabels:
 
 def _resolved(member: MemberLabels, fused: Probabilities) -> Tensor:
     lookup = torch.zeros(len(member.classes), dtype=member.channels.dtype)
-    for channel, feeds in enumerate(member.classes):
-        lookup[channel] = fused.labels.index(feeds[0]) if feeds else 0
+    for channel, targets in enumerate(member.classes):
+        lookup[channel] = fused.labels.index(targets[0]) if targets else 0
     result = lookup[member.channels.long()]
-    for channel, feeds in enumerate(member.classes):
-        if len(feeds) > 1:
+    for channel, targets in enumerate(member.classes):
+        if len(targets) > 1:
             where = member.channels == channel
-            indices = torch.tensor([fused.labels.index(value) for value in feeds])
+            indices = torch.tensor([fused.labels.index(value) for value in targets])
             candidates = torch.stack([fused.values[int(index)].cpu()[where] for index in indices])
             result[where] = indices[candidates.argmax(0)].to(result.dtype)
     return result

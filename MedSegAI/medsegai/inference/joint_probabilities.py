@@ -75,9 +75,9 @@ class JointProbabilities:
             result = torch.zeros(2, *unsettled.shape)
             some = unsettled.reshape(-1).nonzero()[:, 0]
             for points in some.split(max(1, VALUES_AT_ONCE // len(self.labels))):
-                answers = self._answers(slab, points)
-                apart = self._mean_entropy(answers)  # before the sum, which is made in place
-                mean = self._sum(answers)
+                found = self._part_values(slab, points)
+                apart = self._mean_entropy(found)  # before the sum, which is made in place
+                mean = self._sum(found)
                 gap = self.activation.entropy(mean, 0).sub_(apart)
                 result.view(2, -1)[1, points] = gap.clamp_(min=0.0)
                 result.view(2, -1)[0, points] = self.activation.entropy(
@@ -86,47 +86,47 @@ class JointProbabilities:
             self._last = slab, result
         return self._last[1]
 
-    def _mean_entropy(self, answers: Sequence[Tensor]) -> Tensor:
-        mean = torch.zeros(answers[0].shape[1:])
-        for answer, weight in zip(answers, self._weights, strict=True):
-            mean.add_(self.activation.entropy(answer, 0), alpha=weight)
+    def _mean_entropy(self, found: Sequence[Tensor]) -> Tensor:
+        mean = torch.zeros(found[0].shape[1:])
+        for values, weight in zip(found, self._weights, strict=True):
+            mean.add_(self.activation.entropy(values, 0), alpha=weight)
         return mean
 
     def _mean(self, slab: Slab, points: Tensor) -> Tensor:
-        return self._sum(self._answers(slab, points))
+        return self._sum(self._part_values(slab, points))
 
-    def _sum(self, answers: list[Tensor]) -> Tensor:
-        """The weighted mean; the first of the answers becomes it."""
-        mean = answers[0].mul_(self._weights[0])
-        for answer, weight in zip(answers[1:], self._weights[1:], strict=True):
-            mean.add_(answer, alpha=weight)
+    def _sum(self, found: list[Tensor]) -> Tensor:
+        """The weighted mean; the first of the values becomes it."""
+        mean = found[0].mul_(self._weights[0])
+        for values, weight in zip(found[1:], self._weights[1:], strict=True):
+            mean.add_(values, alpha=weight)
         return mean
 
-    def _answers(self, slab: Slab, points: Tensor) -> list[Tensor]:
+    def _part_values(self, slab: Slab, points: Tensor) -> list[Tensor]:
         """What each part predicts for all joint classes, at temperature 1, float32 (class, point)."""
-        answers = []
+        found = []
         for part, places in zip(self._parts, self._places, strict=True):
             values = part.read_points(slab, points, raw=True).cpu()
             if part.labels != self.labels:
                 values = values.new_zeros(len(self.labels), points.numel()).index_copy_(
                     0, places, values
                 )
-            answers.append(values)
+            found.append(values)
         if any(len(places) < len(self.labels) for places in self._places):
-            answers = [self._shared(number, answers) for number in range(len(answers))]
-        return answers
+            found = [self._shared(number, found) for number in range(len(found))]
+        return found
 
-    def _shared(self, number: int, answers: Sequence[Tensor]) -> Tensor:
+    def _shared(self, number: int, found: Sequence[Tensor]) -> Tensor:
         """The prediction of a part with its background shared among the classes that it does not know."""
         known = self._places[number]
         unknown = torch.ones(len(self.labels), 1, dtype=torch.bool)
         unknown[known[1:]] = False
-        others = sum(answer for index, answer in enumerate(answers) if index != number)
+        others = sum(values for index, values in enumerate(found) if index != number)
         share = torch.as_tensor(others) * unknown
         total = share.sum(0, keepdim=True)
         background = (torch.arange(len(self.labels)) == 0).float()[:, None]
         share = torch.where(total > 0, share / total.clamp(min=1e-12), background)
-        return answers[number] * ~unknown + answers[number][:1] * share
+        return found[number] * ~unknown + found[number][:1] * share
 
     def consensus(self, slab: Slab) -> tuple[Tensor, Tensor]:
         """As `Probabilities.consensus`: what is certain in every part, and the same in all."""
@@ -150,11 +150,11 @@ class JointProbabilities:
             flat[part] = self.activation.decide_probabilities(values, 0).to(flat.dtype)
         return result
 
-    def doubtful(self, slab: Slab) -> Tensor:
-        """As `Probabilities.doubtful`: where any part is uncertain, or they differ."""
+    def contested(self, slab: Slab) -> Tensor:
+        """As `Probabilities.contested`: where any part is uncertain, or they differ."""
         result = ~self.consensus(slab)[1]
         for part in self._parts:
-            result |= part.doubtful(slab).cpu()
+            result |= part.contested(slab).cpu()
         return result
 
     def unsettled(self, slab: Slab) -> Tensor:

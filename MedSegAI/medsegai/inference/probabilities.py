@@ -2,7 +2,7 @@
 
 A member predicts `Block`s on its native grid. Fusion adds them up into `Probabilities`, which are read slab by
 slab on the output grid. Labels are found by corner consensus: linear interpolation is convex, so where the eight
-native voxels around a point agree on the most probable class, that class is the answer, and only the few points
+native voxels around a point agree on the most probable class, that class is the result, and only the few points
 near a boundary are interpolated.
 """
 
@@ -86,7 +86,7 @@ class ProbabilitySource(Protocol):
 
     def entropy(self, slab: Slab) -> Tensor: ...
 
-    def doubtful(self, slab: Slab) -> Tensor: ...
+    def contested(self, slab: Slab) -> Tensor: ...
 
     def unsettled(self, slab: Slab) -> Tensor: ...
 
@@ -263,7 +263,7 @@ class _Planes:
             flat[unsure[part]] = self.activation.decide(values, 0).to(flat.dtype)
         return result
 
-    def doubtful(self, slab: Slab) -> Tensor:
+    def contested(self, slab: Slab) -> Tensor:
         """Voxels whose class may have a rival, on a slab: bool (k, j, i).
 
         Linear interpolation does not make a class less probable than it is in all native voxels around, so a point
@@ -273,7 +273,7 @@ class _Planes:
         return self._unclear("sure", slab)
 
     def unsettled(self, slab: Slab) -> Tensor:
-        """Voxels that may have entropy, on a slab: bool (k, j, i). As `doubtful`."""
+        """Voxels that may have entropy, on a slab: bool (k, j, i). As `contested`."""
         return self._unclear("settled", slab)
 
     def _unclear(self, clear: str, slab: Slab) -> Tensor:
@@ -400,9 +400,9 @@ class StreamedProbabilities:
         """As `Probabilities.entropy`."""
         return self._at(slab).entropy(slab)
 
-    def doubtful(self, slab: Slab) -> Tensor:
-        """As `Probabilities.doubtful`."""
-        return self._at(slab).doubtful(slab)
+    def contested(self, slab: Slab) -> Tensor:
+        """As `Probabilities.contested`."""
+        return self._at(slab).contested(slab)
 
     def unsettled(self, slab: Slab) -> Tensor:
         """As `Probabilities.unsettled`."""
@@ -454,8 +454,8 @@ def two_best(readable: ProbabilitySource, slab: Slab) -> tuple[Tensor, Tensor, T
     first, _ = readable.consensus(slab)
     second, p_second = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.uint8)
     p_first = torch.full_like(p_second, 255)
-    doubtful = readable.doubtful(slab).reshape(-1).nonzero()[:, 0]
-    for part in doubtful.split(max(1, VALUES_AT_ONCE // len(readable.labels))):
+    contested = readable.contested(slab).reshape(-1).nonzero()[:, 0]
+    for part in contested.split(max(1, VALUES_AT_ONCE // len(readable.labels))):
         own, values = readable.decide_points(slab, part)
         other, p_own, p_other = readable.activation.two_best(values, own.long())
         steps = (p_other * 255.0).round()

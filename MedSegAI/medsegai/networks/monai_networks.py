@@ -142,8 +142,8 @@ class FirstAnswer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Apply the module, as PyTorch calls it."""
-        answer = self.network(images)
-        return answer[0] if isinstance(answer, list | tuple) else answer
+        output = self.network(images)
+        return output[0] if isinstance(output, list | tuple) else output
 
 
 @dataclass(frozen=True)
@@ -256,10 +256,10 @@ class Description:
         try:
             network = self._built().to("meta").eval()
             with torch.no_grad(), torch.device("meta"):
-                answer = network(torch.empty(1, self.in_channels, *sizes))
-            while isinstance(answer, list | tuple):
-                answer = answer[0]
-            shape = tuple(answer.shape)
+                output = network(torch.empty(1, self.in_channels, *sizes))
+            while isinstance(output, list | tuple):
+                output = output[0]
+            shape = tuple(output.shape)
         except FAILURES as error:
             raise ModelError(
                 f"This {self.name} cannot be applied to its window of {window}: {shown(error)}."

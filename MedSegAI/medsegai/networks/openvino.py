@@ -64,14 +64,14 @@ class OpenVinoRunner:
             batch = torch.cat((batch, missing))
         self._take_over()
         compiled = self._compiled[shape]
-        answer = torch.empty(tuple(compiled.output(0).shape), dtype=self._logits)
+        output = torch.empty(tuple(compiled.output(0).shape), dtype=self._logits)
         request = compiled.create_infer_request()
-        request.set_output_tensor(_shared(answer))
+        request.set_output_tensor(_shared(output))
         request.infer(
             [_shared(batch.contiguous())],
             share_outputs=True,  # otherwise it would return a copy, which is not used here
         )
-        logits = answer.movedim(-1, 1) if answer.ndim == VOLUMES else answer
+        logits = output.movedim(-1, 1) if output.ndim == VOLUMES else output
         return logits[:count]
 
     @property

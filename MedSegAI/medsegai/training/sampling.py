@@ -146,8 +146,8 @@ def view_task(
 def classes_of_targets(member: MemberCard, label_values: tuple[int, ...]) -> NDArray[np.int64]:
     """Return the class of each target, (targets + 1,), in a member's class map; background is 0."""
     class_of = np.zeros(len(label_values) + 1, dtype=np.int64)
-    for number, feeds in enumerate(member.classes):
-        for value in feeds:
+    for number, targets in enumerate(member.classes):
+        for value in targets:
             class_of[label_values.index(value) + 1] = number
     return class_of
 

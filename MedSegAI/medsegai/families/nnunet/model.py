@@ -341,13 +341,13 @@ class _Passes:
     def __call__(self, patches: Tensor) -> Tensor:
         total: Tensor | None = None
         for axes in self.mirrors:
-            answer = self._runner(patches.flip(axes) if axes else patches, self._compute)
-            answer = answer.flip(axes) if axes else answer
+            logits = self._runner(patches.flip(axes) if axes else patches, self._compute)
+            logits = logits.flip(axes) if axes else logits
             if total is None:  # a sum of several needs float32
-                total = answer.float() if len(self.mirrors) > 1 else answer
+                total = logits.float() if len(self.mirrors) > 1 else logits
             else:
-                total.add_(answer)
-            del answer  # it would stand in memory beside the next one
+                total.add_(logits)
+            del logits  # it would stand in memory beside the next one
             self.count += 1
             self.finished()
         assert total is not None
