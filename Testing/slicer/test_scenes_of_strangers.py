@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import slicer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slicer.util import addVolumeFromArray
 
+from medsegai.models.refinement import Refinement
 from MedSegAILib.controller.texts import verdict
+from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel_values import StructureRow
+from MedSegAILib.scene import statistics
+from MedSegAILib.scene.attachments import ENTROPY_REFERENCE, KINDS, NAMES, remove_of
 from MedSegAILib.scene.measuring import models_of
 from MedSegAILib.scene.nodes import stored_number
 from MedSegAILib.scene.overlay import OPACITY, OPACITY_ATTRIBUTE
 from MedSegAILib.scene.reports import REPORT_ATTRIBUTE, report_of
 from MedSegAILib.scene.segments import LABEL_TAG, MEASURES_TAG
+from MedSegAILib.scene.statistics import TABLE_REFERENCE
 from module_help import head, model_called, node_count, press, structures, until
 
 REPORTS = (
@@ -107,3 +114,49 @@ def test_any_report_can_be_shown(data: st.DataObject) -> None:
 def test_any_text_becomes_a_number_within_the_limits_or_none(text: str) -> None:
     found = stored_number(text, 0, 1)
     assert found is None or 0 <= found <= 1
+
+
+def others() -> list[Any]:
+    """Nodes of other classes than those that belong to segmentations, and volumes of other voxels."""
+    kinds = ("ModelNode", "TextNode", "ScalarVolumeNode", "ColorTableNode", "SegmentationNode")
+    nodes = [slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}", kind) for kind in kinds]
+    four = np.full((4, 5, 10, 4), np.nan)
+    made = [
+        addVolumeFromArray(np.zeros((2, 2, 2), np.float32), None, "Small"),
+        addVolumeFromArray(four, None, "Numbers", "vtkMRMLVectorVolumeNode"),
+        addVolumeFromArray(four[..., :2], None, "Pairs", "vtkMRMLVectorVolumeNode"),
+    ]
+    return [*nodes, *made, slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode")]
+
+
+@pytest.mark.parametrize("role", [*KINDS, TABLE_REFERENCE])
+def test_a_reference_may_lead_anywhere(page: Any, result: Any, role: str) -> None:
+    """The table, the walk, the map, statistics and AI correct's candidates do without it; nothing is deleted."""
+    scene = page.controller.results._scene
+    before = result.GetNodeReferenceID(role)
+    for node in others():
+        result.SetNodeReferenceID(role, node.GetID())
+        show(page, result)
+        press(page, "nextButton")
+        scene.uncertain_regions(result)
+        scene.candidates_of(result)
+        scene.draft(result, [Refinement("holes")])
+        statistics.table(slicer.mrmlScene, result, [])
+        assert slicer.mrmlScene.IsNodePresent(node)
+    result.SetNodeReferenceID(role, before)
+
+
+def test_an_update_does_not_write_into_a_node_of_another_class(
+    page: Any, module: Any, result: Any
+) -> None:
+    model, volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode"), page.panel.choice().node
+    for role in NAMES:
+        result.SetNodeReferenceID(role, model.GetID())
+    page.panel.choose_output(OutputMode.UPDATE, result)
+    volume.SetOrigin(1.0, 0.0, 0.0)  # so that each segment gets other voxels
+    press(page, "segmentButton")
+    until(lambda: not module.queue().busy)
+    assert [str(entry.state) for entry in module.queue().entries] == ["done", "done"]
+    assert result.GetNodeReference(ENTROPY_REFERENCE) is not model
+    remove_of(slicer.mrmlScene, result)
+    assert slicer.mrmlScene.IsNodePresent(model)

@@ -20,7 +20,7 @@ from MedSegAILib.scene import sequences
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import array_of, matrix
 from MedSegAILib.scene.merging import drawn_on
-from MedSegAILib.scene.nodes import own_reference, remove
+from MedSegAILib.scene.nodes import own_reference, referred, remove
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
 from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 
@@ -56,6 +56,17 @@ NAMES = {
 }
 """The names of the volumes, by their roles."""
 
+KINDS = dict.fromkeys(NAMES, ("vtkMRMLScalarVolumeNode",)) | {
+    CANDIDATES_REFERENCE: ("vtkMRMLVectorVolumeNode",),
+    OBJECTS_REFERENCE: ("vtkMRMLSegmentationNode", "vtkMRMLLabelMapVolumeNode"),
+    OBJECT_TABLE_REFERENCE: ("vtkMRMLTableNode",),
+    OBJECT_COLORS_REFERENCE: ("vtkMRMLColorTableNode",),
+}
+"""The classes of the nodes, by their roles."""
+
+COMPONENTS = dict.fromkeys(NAMES, 1) | {CANDIDATES_REFERENCE: 4}
+"""The values per voxel of the volumes, by their roles."""
+
 MAP_REFERENCES = {HEAT: HEAT_REFERENCE, UNCERTAINTY: ENTROPY_REFERENCE}
 """The maps that can be shown over an image and walked, and their roles; the first existing one is walked."""
 
@@ -87,6 +98,16 @@ def attachments_of(result: SegmentationResult) -> list[Attachment]:
     return found
 
 
+def attached(segmentation: SegmentationNode, role: str) -> Node:
+    """Return the node that belongs to a segmentation in one of our roles; None without one of its class."""
+    return referred(segmentation, role, *KINDS[role])
+
+
+def own_attached(segmentation: SegmentationNode, role: str) -> Node:
+    """The same; None if a clone shares it."""
+    return own_reference(segmentation, role, *KINDS[role])
+
+
 def maps_of(segmentation: SegmentationNode) -> dict[str, VolumeNode]:
     """Return the maps of a segmentation that can be shown over its image, by kind; the first is walked."""
     found = {kind: volume_of(segmentation, role) for kind, role in MAP_REFERENCES.items()}
@@ -114,7 +135,10 @@ def candidates_of(segmentation: SegmentationNode) -> Candidates | None:
     node = volume_of(segmentation, CANDIDATES_REFERENCE)
     if node is None:
         return None
-    first, second, p_first, p_second = np.moveaxis(slicer.util.arrayFromVolume(node), -1, 0)
+    voxels = slicer.util.arrayFromVolume(node)
+    if voxels.dtype not in (np.uint8, np.uint16):
+        return None
+    first, second, p_first, p_second = np.moveaxis(voxels, -1, 0)
     return Candidates(first, second, p_first.astype(np.uint8), p_second.astype(np.uint8))
 
 
@@ -162,7 +186,7 @@ def put_beneath(segmentation: SegmentationNode, node: Node) -> None:
 def remove_of(scene: MRMLScene, segmentation: SegmentationNode) -> None:
     """Remove the nodes that belong only to a segmentation from the scene, except those of sequences."""
     for role in (*NAMES, *OBJECT_ROLES):
-        node = own_reference(segmentation, role)
+        node = own_attached(segmentation, role)
         if node is not None and sequences.browser_of(node) is None:
             remove(scene, node)
 
@@ -173,12 +197,13 @@ def volume_of(segmentation: SegmentationNode, role: str) -> VolumeNode:
     These volumes are hidden in lists, so whoever moves a segmentation cannot move them along. A volume that a
     clone shares stays where it is.
     """
-    node = segmentation.GetNodeReference(role)
-    if node is None or node.GetImageData() is None:
+    node = attached(segmentation, role)
+    image = None if node is None else node.GetImageData()
+    if image is None or image.GetNumberOfScalarComponents() != COMPONENTS[role]:
         return None
     if node.GetTransformNodeID() == segmentation.GetTransformNodeID():
         return node
-    if own_reference(segmentation, role) is not None and _is_linear(node):
+    if own_attached(segmentation, role) is not None and _is_linear(node):
         moved = _relative(node, segmentation) @ ijk_to_local(node)
         place = drawn_on(segmentation, Geometry((1, 1, 1), np.eye(4))).ijk_to_ras
         if np.allclose(place, moved, atol=1e-3):  # the transform above both was hardened

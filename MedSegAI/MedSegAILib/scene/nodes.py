@@ -16,9 +16,18 @@ def nodes_of(scene: MRMLScene, kind: str) -> list[Node]:
     return [scene.GetNthNodeByClass(n, kind) for n in range(scene.GetNumberOfNodesByClass(kind))]
 
 
-def own_reference(node: Node, role: str) -> Node:
-    """Return the node to which only this node refers in a role; None if there is none, or a clone shares it."""
+def referred(node: Node, role: str, *kinds: str) -> Node:
+    """Return the node to which a node refers in a role; None if there is none, or it is of another class.
+
+    A scene may come from anyone, so a reference may lead anywhere.
+    """
     found = node.GetNodeReference(role)
+    return found if found is not None and any(map(found.IsA, kinds)) else None
+
+
+def own_reference(node: Node, role: str, *kinds: str) -> Node:
+    """Return the node of these classes to which only this node refers in a role; None if a clone shares it."""
+    found = referred(node, role, *kinds)
     if found is None:
         return None
     others = nodes_of(node.GetScene(), node.GetClassName())

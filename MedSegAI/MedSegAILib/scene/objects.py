@@ -21,11 +21,13 @@ from MedSegAILib.scene.attachments import (
     OBJECT_ROLES,
     OBJECT_TABLE_REFERENCE,
     OBJECTS_REFERENCE,
+    attached,
+    own_attached,
     put_beneath,
 )
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import boxes, digest, labelmap_name, matrix, oriented_image
-from MedSegAILib.scene.nodes import own_reference, remove
+from MedSegAILib.scene.nodes import remove
 from MedSegAILib.scene.segments import new_segment, segment_id, sign
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, TableNode, VolumeNode
 from MedSegAILib.translation import tr as _
@@ -71,13 +73,13 @@ def put_beside(
     """
     if result.objects is None:
         return ""
-    node = own_reference(segmentation, OBJECTS_REFERENCE)
+    node = own_attached(segmentation, OBJECTS_REFERENCE)
     some_stay = object_merging.some_stay(node, result, output)
     if some_stay and object_merging.can_merge(node, source, result):
         return _merge(segmentation, source, result, output)
     if not some_stay:
         for role in OBJECT_ROLES:
-            remove(scene, own_reference(segmentation, role))
+            remove(scene, own_attached(segmentation, role))
     return _put(scene, segmentation, source, result)
 
 
@@ -122,11 +124,11 @@ def _merge(
     else:
         numbers = object_merging.merged_map(node, result)
         slicer.util.updateVolumeFromArray(node, numbers)
-        colors = segmentation.GetNodeReference(OBJECT_COLORS_REFERENCE)
+        colors = attached(segmentation, OBJECT_COLORS_REFERENCE)
         if colors is not None:
             _fill_colors(colors, max(int(numbers.max()), colors.GetNumberOfColors() - 1))
     rows = object_merging.rows_of(node, source, result.objects)
-    table = segmentation.GetNodeReference(OBJECT_TABLE_REFERENCE)
+    table = attached(segmentation, OBJECT_TABLE_REFERENCE)
     if table is not None:
         _fill_table(table, rows)
     text = (

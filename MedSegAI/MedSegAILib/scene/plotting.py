@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import slicer
 import vtk
 
-from MedSegAILib.scene.nodes import modifying
+from MedSegAILib.scene.nodes import modifying, referred
 from MedSegAILib.slicer_types import MRMLScene, Node, TableNode, VTKObject
 
 CHART_REFERENCE = "MedSegAI.chart"
@@ -40,7 +40,7 @@ def show_bars(scene: MRMLScene, table: TableNode, bars: Sequence[Bar], title: st
     Returns:
         The vtkMRMLPlotChartNode.
     """
-    chart = table.GetNodeReference(CHART_REFERENCE)
+    chart = referred(table, CHART_REFERENCE, "vtkMRMLPlotChartNode")
     if chart is None:
         chart = scene.AddNewNodeByClass("vtkMRMLPlotChartNode", table.GetName())
         table.SetNodeReferenceID(CHART_REFERENCE, chart.GetID())
@@ -62,7 +62,7 @@ def show_bars(scene: MRMLScene, table: TableNode, bars: Sequence[Bar], title: st
 
 def _values(scene: MRMLScene, table: TableNode, bars: Sequence[Bar]) -> VTKObject:
     """Return the hidden table: one column for each bar, by its number, because names may be equal."""
-    node = table.GetNodeReference(VALUES_REFERENCE)
+    node = referred(table, VALUES_REFERENCE, "vtkMRMLTableNode")
     if node is None:
         node = scene.CreateNodeByClass("vtkMRMLTableNode")
         node.UnRegister(None)

@@ -103,7 +103,7 @@ def rows(measured: Measurable, result: MeasurementResult) -> list[Row]:
 
 def table(scene: MRMLScene, segmentation: SegmentationNode, found: list[Row]) -> TableNode:
     """Return a vtkMRMLTableNode of the rows, with a plot of the volumes; a later call fills the same nodes."""
-    node = own_reference(segmentation, TABLE_REFERENCE)
+    node = own_reference(segmentation, TABLE_REFERENCE, "vtkMRMLTableNode")
     if node is None:
         name = scene.GenerateUniqueName(f"{segmentation.GetName()} statistics")
         node = scene.AddNewNodeByClass("vtkMRMLTableNode", name)

@@ -15,10 +15,12 @@ from MedSegAILib.scene import channels, drawing, objects, sequences
 from MedSegAILib.scene.attachments import (
     HEAT_REFERENCE,
     Attachment,
+    attached,
     attachments_of,
     fill_node,
     make_node,
     merged,
+    own_attached,
     put_beneath,
     remove_of,
 )
@@ -32,7 +34,7 @@ from MedSegAILib.scene.merging import (
     plan_update,
     region_box,
 )
-from MedSegAILib.scene.nodes import own_reference, remove
+from MedSegAILib.scene.nodes import remove
 from MedSegAILib.scene.reports import REPORT_ATTRIBUTE, report_of
 from MedSegAILib.scene.segments import add_segments
 from MedSegAILib.scene.surfaces import MakeSurfaces, make_at_once
@@ -165,7 +167,7 @@ class Writer:
         """Return the new content of the volumes that belong to a segmentation, and the nodes that get it."""
         ready, box = [], region_box(result)
         for each in attachments_of(result):
-            node = own_reference(segmentation, each.role)
+            node = own_attached(segmentation, each.role)
             content = merged(each, segmentation, source, box)
             ready.append((content, node or make_node(self.scene, content, source)))
         return ready
@@ -282,7 +284,7 @@ class Writer:
     ) -> None:
         """Attach a volume of one frame to the segmentation of all frames."""
         filled = make_node(self.scene, each, source, sequences.frame_image(source, frame))
-        present = segmentation.GetNodeReference(each.role)
+        present = attached(segmentation, each.role)
         if present is not None and not sequences.goes_along(present, source):
             present = None
         node = sequences.add_frame(present, source, frame, filled)
