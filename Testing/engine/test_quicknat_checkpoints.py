@@ -1,6 +1,7 @@
 """Released checkpoints: whole pickled modules, read without running them."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -80,36 +81,37 @@ AUTHORS_MODULES = {
                 self.classifier = sm.ClassifierBlock(filters, 33)
     """,
     "save.py": """
-        import sys, torch, quicknat
-        path, excite, zipped = sys.argv[1], sys.argv[2] == "1", sys.argv[3] == "1"
-        torch.manual_seed(7)
-        torch.save(quicknat.QuickNat(4, excite), path, _use_new_zipfile_serialization=zipped)
+        import itertools, sys, torch, quicknat
+        for excite, zipped in itertools.product((False, True), repeat=2):
+            torch.manual_seed(7)
+            path = f"{sys.argv[1]}/{excite}-{zipped}.pth.tar"
+            torch.save(quicknat.QuickNat(4, excite), path, _use_new_zipfile_serialization=zipped)
     """,
 }
 
 
 @pytest.fixture(scope="module")
-def authors_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Modules of the names that the released pickles hold, in a place this process never imports from."""
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint EXCITE-ZIPPED.pth.tar of each kind.
+
+    Another process saves them, with modules of the names that the released pickles hold; this one never imports
+    these.
+    """
     folder = tmp_path_factory.mktemp("authors")
     for name, text in AUTHORS_MODULES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(textwrap.dedent(text))
+    arguments = [sys.executable, "save.py", str(folder)]
+    subprocess.run(arguments, cwd=folder, check=True, capture_output=True)
     return folder
-
-
-def save_as_authors(code: Path, path: Path, excite: bool = False, zipped: bool = True) -> Path:
-    arguments = [sys.executable, "save.py", str(path), str(int(excite)), str(int(zipped))]
-    subprocess.run(arguments, cwd=code, check=True, capture_output=True)
-    return path
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip file", "legacy file"])
 @pytest.mark.parametrize("excite", [True, False], ids=["CSSE", "no SE"])
 def test_a_pickled_module_loads_without_its_code(
-    authors_code: Path, tmp_path: Path, excite: bool, zipped: bool
+    released: Path, excite: bool, zipped: bool
 ) -> None:
-    path = save_as_authors(authors_code, tmp_path / "axial.pth.tar", excite, zipped)
+    path = released / f"{excite}-{zipped}.pth.tar"
     state = read_quicknat_checkpoint(path)
     config = quicknat_checkpoint_config(state, path)
     assert config == QuickNATConfig(1, 4, 33, "csse" if excite else "none")
@@ -119,15 +121,12 @@ def test_a_pickled_module_loads_without_its_code(
     assert "nn_common_modules" not in sys.modules
 
 
-def test_import_gives_a_model_folder_with_the_same_weights(
-    authors_code: Path, tmp_path: Path
-) -> None:
+def test_import_gives_a_model_folder_with_the_same_weights(released: Path, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
-    paths = {
-        view: save_as_authors(authors_code, folder / f"finetuned_{view}.pth.tar")
-        for view in ("axial", "coronal")
-    }
+    paths = {view: folder / f"finetuned_{view}.pth.tar" for view in ("axial", "coronal")}
+    for path in paths.values():
+        shutil.copyfile(released / "False-True.pth.tar", path)
     import_model(folder, tmp_path / "model")
     card = load_card(tmp_path / "model")
     card.verify()

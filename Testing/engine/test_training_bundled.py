@@ -1,6 +1,8 @@
 """The bundled brain model: its weights, card and log belong together."""
 
 import dataclasses
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from medsegai.models.card import ModelCard, load_card
 from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.networks.quicknat import QuickNAT
 from medsegai.networks.volumetric import build_network
+from medsegai.training import data as training_data
 from medsegai.training.checkpoint import read_log
 from medsegai.training.config import load_config
 from medsegai.training.data import case_source
@@ -60,6 +63,15 @@ def test_figures_in_the_card_are_those_of_the_log(card: ModelCard, training: str
         assert all(0.0 <= dice <= 1.0 for dice in best["per_class"].values())
 
 
+@pytest.fixture(scope="module")
+def maps_read_once() -> Iterator[None]:
+    """All trainings have the same label maps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_data, "read_labelmap", cache(training_data.read_labelmap))
+        yield
+
+
+@pytest.mark.usefixtures("maps_read_once")
 @pytest.mark.parametrize("training", TRAININGS)
 def test_class_weights_in_the_card_are_those_of_the_training(
     card: ModelCard, training: str, shared_data: Path

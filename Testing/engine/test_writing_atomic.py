@@ -72,6 +72,20 @@ def test_the_file_appears_at_the_end(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [final]
 
 
+def test_the_disk_has_what_is_in_a_file_before_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves the old file or the new one."""
+    path, flushed = tmp_path / "out.txt", []
+    monkeypatch.setattr(
+        os, "fsync", lambda file: flushed.append((os.fstat(file).st_size, path.exists()))
+    )
+    with atomic_path(path) as partial:
+        partial.write_text("new")
+    assert flushed == [(3, False)]
+    assert path.read_text() == "new"
+
+
 @pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit, ValueError, MemoryError])
 def test_after_an_exception_all_is_as_before(
     tmp_path: Path, exception: type[BaseException]

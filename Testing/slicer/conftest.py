@@ -28,6 +28,14 @@ def no_slot_fails() -> Iterator[None]:
     assert not pythonqt.slot_errors, pythonqt.slot_errors
 
 
+@pytest.fixture(autouse=True)
+def qt_ends_with_the_test(no_slot_fails: None) -> Iterator[None]:
+    """Ends what a test made, because Qt tells every window that is left of each change of the style, and more."""
+    there = pythonqt.alive()
+    yield
+    pythonqt.end(pythonqt.alive() - there)
+
+
 @pytest.fixture
 def mrml() -> Iterator[Any]:
     """A real scene with the logics that segmentations need."""
@@ -41,6 +49,23 @@ def mrml() -> Iterator[Any]:
     segmentations.SetMRMLScene(scene)
     yield scene
     scene.Clear(1)
+    forget_doubled_rules()
+
+
+def forget_doubled_rules() -> None:
+    """Leave one of each rule that converts segmentations.
+
+    The logic of each scene registers all of them again, for the whole process, and a segmentation that is copied
+    compares each with each: after 200 scenes a copy took a tenth of a second. Slicer has one logic.
+    """
+    import slicer
+
+    factory = slicer.vtkSegmentationConverterFactory.GetInstance()
+    known: set[str] = set()
+    for rule in factory.GetConverterRules():
+        if rule.GetClassName() in known:
+            factory.UnregisterConverterRule(rule)
+        known.add(rule.GetClassName())
 
 
 @pytest.fixture

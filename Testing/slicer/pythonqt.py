@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import sys
 import types
+import weakref
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import shiboken6
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
 import slicer_facts
@@ -59,6 +61,8 @@ class Object(metaclass=_Kind):
         object.__setattr__(self, "_real", _real_class(self)(*_native(arguments)))
         if type(self) is not _kinds.get(self.real_class):
             _python_sides[self._real] = self
+        if isinstance(self._real, QtCore.QTimer):
+            _timers.add(self._real)
 
     def __getattr__(self, name: str) -> Any:
         fact = _fact(type(self._real))
@@ -106,6 +110,9 @@ class Object(metaclass=_Kind):
 
 _python_sides: dict[Any, Object] = {}
 """The Python objects of classes that a script derives from Qt's, kept alive as PythonQt keeps them."""
+
+_timers: weakref.WeakSet[QtCore.QTimer] = weakref.WeakSet()
+"""Those that scripts made, as long as they are kept."""
 
 VIRTUAL = ("eventFilter",)
 """What a script's class may override, as far as anybody here does."""
@@ -328,6 +335,22 @@ def process_events(milliseconds: int = 0) -> None:
     loop = QtCore.QEventLoop()
     QtCore.QTimer.singleShot(milliseconds, loop.quit)
     loop.exec()
+
+
+def alive() -> set[QtCore.QObject]:
+    """Every window, shown or not, and every timer of a script."""
+    return {*QtWidgets.QApplication.topLevelWidgets(), *_timers}
+
+
+def end(gone: set[QtCore.QObject]) -> None:
+    """Stop timers, and destroy windows with all that is in them, as Slicer does when it closes."""
+    for item in gone:
+        if isinstance(item, QtCore.QTimer):
+            item.stop()
+        elif shiboken6.isValid(item):
+            shiboken6.delete(item)
+    for item in [item for item in _python_sides if not shiboken6.isValid(item)]:
+        del _python_sides[item]
 
 
 def real(value: Object) -> Any:

@@ -143,7 +143,7 @@ def _pictures(case: Case) -> list[str]:
     if case.image is None:
         return ["<p>There are no pictures, because the scan was not named.</p>"]
     file = io.BytesIO()
-    render_preview(case.image, case.labelmap, case.labels).save(file, "PNG", optimize=True)
+    render_preview(case.image, case.labelmap, case.labels).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
     alt = "Axial, coronal and sagittal slices with the outlines of the structures"
     return ["<h2>Pictures</h2>", f'<img alt="{alt}" src="data:image/png;base64,{data}">']

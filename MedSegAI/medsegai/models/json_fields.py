@@ -182,6 +182,19 @@ def _hints(kind: type) -> Mapping[str, Any]:
     return get_type_hints(kind)
 
 
+@functools.lru_cache(maxsize=256)
+def _known(kind: type) -> Mapping[str, Field[Any]]:
+    """The fields that a file may have."""
+    there = fields(cast(Any, kind))
+    return {item.name: item for item in there if item.metadata.get("json") != "never"}
+
+
+@functools.lru_cache(maxsize=1024)
+def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
+    """The origin and the parts of an annotation, and whether it is a dataclass; a card asks 2000 times."""
+    return get_origin(hint), get_args(hint), is_dataclass(hint)
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Makes values of what annotations say; a mistake is reported as `error`, with its place."""
@@ -193,12 +206,7 @@ class _Reader:
         if not isinstance(data, Mapping):
             raise self.error(f"{place or kind.__name__} must be an object, not {shown(data)}.")
         where = f"{place}: " if place else ""
-        known = {
-            item.name: item
-            for item in fields(cast(Any, kind))
-            if item.metadata.get("json") != "never"
-        }
-        self._check_keys(known, data, where)
+        self._check_keys(_known(cast(Any, kind)), data, where)
         hints = _hints(cast(Any, kind))
         values = {name: self.value(hints[name], data[name], _within(place, name)) for name in data}
         try:
@@ -220,11 +228,11 @@ class _Reader:
 
     def value(self, hint: Any, value: Any, place: str) -> Any:
         """What an annotation makes of a JSON value."""
-        origin, parts = get_origin(hint), get_args(hint)
+        origin, parts, is_object = _taken_apart(hint)
         convert = self.hooks.get(origin or hint)
         if convert is not None:
             return self._converted(convert, value, place)
-        if is_dataclass(hint):
+        if is_object:
             return self.instance(cast(Any, hint), value, place)
         if origin in (Union, types.UnionType):
             return self._one_of(hint, value, place)
@@ -247,8 +255,9 @@ class _Reader:
 
     def _one_of(self, hint: Any, value: object, place: str) -> Any:
         """The first kind of value that fits; the message of the only one that could have."""
-        parts = [part for part in get_args(hint) if part is not type(None)]
-        if value is None and len(parts) < len(get_args(hint)):
+        choices = _taken_apart(hint)[1]
+        parts = [part for part in choices if part is not type(None)]
+        if value is None and len(parts) < len(choices):
             return None
         likely = [part for part in parts if is_dataclass(part) == isinstance(value, Mapping)]
         if len(parts) == 1 or (len(likely) == 1 and is_dataclass(likely[0])):
@@ -261,7 +270,7 @@ class _Reader:
         raise self.error(f"{place} must be {_in_words(hint)}, not {shown(value)}.")
 
     def _items(self, hint: Any, value: list[Any] | tuple[Any, ...], place: str) -> tuple[Any, ...]:
-        parts = get_args(hint)
+        parts = _taken_apart(hint)[1]
         if parts[-1] is ...:
             parts = parts[:1] * len(value)
         if len(value) != len(parts):
