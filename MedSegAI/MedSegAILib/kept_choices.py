@@ -17,7 +17,7 @@ from medsegai.errors import MedSegAIError, RequestError
 from medsegai.models.json_fields import NOT_IN_JSON, from_json, harmless, shown, to_json
 from medsegai.refinements import as_text, parse
 from medsegai.request import request_from_options
-from MedSegAILib.slicer_types import Node, SegmentationNode
+from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,13 @@ class KeptChoices:
         output, change_locked, change_painted: see `output_choice.OutputChoice`.
         options: the options of a request that differ from the panel's defaults.
         refinement: the refinement of the section *Refine*, as text.
+        every_segment: whether all segments may be refined; otherwise only those in `segments`.
+        segments: the ids of the ticked segments.
         inputs: the volume of each channel, or None.
         region: the ROI, or None for the whole volume.
         segmentation: the segmentation that the output changes.
         result: the segmentation whose structures are shown.
+        refined, refined_image: the segmentation to refine, and its image.
     """
 
     model: str = ""
@@ -52,10 +55,14 @@ class KeptChoices:
     change_painted: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     refinement: str = ""
+    every_segment: bool = True
+    segments: tuple[str, ...] = ()
     inputs: tuple[Node, ...] = field(default=(), metadata=NOT_IN_JSON)
     region: Node = field(default=None, metadata=NOT_IN_JSON)
     segmentation: SegmentationNode = field(default=None, metadata=NOT_IN_JSON)
     result: SegmentationNode = field(default=None, metadata=NOT_IN_JSON)
+    refined: SegmentationNode = field(default=None, metadata=NOT_IN_JSON)
+    refined_image: VolumeNode = field(default=None, metadata=NOT_IN_JSON)
 
 
 def to_texts(kept: KeptChoices) -> dict[str, str]:

@@ -255,6 +255,40 @@ def test_the_result_in_the_table_is_shown_again(
     assert page.controller.results.node.GetName() == "One segmentation"
 
 
+def test_the_section_refine_is_shown_again(
+    scene: Any, page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it was about another segmentation than the table."""
+    model_called(monkeypatch, "quick")
+    for name in ("One", "Two"):
+        page.panel.choose_input(head(name))
+        press(page, "segmentButton")
+        until(lambda: not page.controller.jobs._running)
+    find(page.parent, "refineSelector").setCurrentNode(slicer.util.getNode("One segmentation"))
+    find(page.parent, "refineImageSelector").setCurrentNode(slicer.util.getNode("Two"))
+    choose(page, "refinementSelector", "currentIndex", 1)
+    choose(page, "refineSegmentsSelector", "currentIndex", 1)
+    find(page.parent, "refineSegments").item(1).setCheckState(pythonqt.QtCore.Qt.Checked)
+    before = refine_names(page)
+    assert before[3] == ("002_Brain_Stem",)
+    path = save(tmp_path / "case.mrb")
+    scene.Clear(0)
+    settle()
+    default = refine_names(page)
+    assert all(now != was for now, was in zip(default, before, strict=True))
+    load(path)
+    assert refine_names(page) == before
+    assert page.controller.results.node.GetName() == "Two segmentation"
+    load(save(tmp_path / "again.mrb"))
+    assert refine_names(page) == before
+
+
+def refine_names(page: Any) -> tuple[Any, ...]:
+    choice = page.panel.refine.choice()
+    nodes = [each and each.GetName() for each in (choice.segmentation, choice.image)]
+    return (*nodes, choice.every, choice.segments, choice.refinement)
+
+
 def test_a_page_that_is_reloaded_shows_the_choices_of_the_scene(
     pair: str, scene: Any, page: Any, module: Any
 ) -> None:
@@ -308,6 +342,26 @@ def test_a_device_of_the_scene_is_chosen_when_the_doctor_has_found_it(
         page.panel.show_devices(found)
         assert page.panel.choice().options["device"] == expected
         assert page.panel.kept().options["device"] == expected
+
+
+def test_models_that_run_together_are_chosen_again(
+    fake_model: Path, scene: Any, page: Any, tmp_path: Path
+) -> None:
+    """The choice of others is read after the models were found, and one that is not here is left out."""
+    head()
+    box = page.panel._options._others._boxes["Brain structures"]
+    box.checked = True
+    chosen = shown(page)
+    assert chosen[1] == ["brain", "quick"]
+    path = save(tmp_path / "case.mrb")
+    scene.Clear(0)
+    settle()
+    assert shown(page)[1] == ["brain"]
+    load(path)
+    assert shown(page) == chosen
+    kept_node().SetParameter("others", '["gone", "quick"]')
+    page.controller.choices.follow()
+    assert shown(page)[1] == ["brain", "quick"]
 
 
 def test_a_channel_that_was_left_out_between_two_others_is_left_out_again(
@@ -396,6 +450,8 @@ DAMAGED: dict[str, list[str]] = {
         '{"__class__": "os.system"}',
         '{"models": ["/etc"], "region": [0, 1, 0, 1, 0, 1], "inputs": []}',
     ],
+    "every_segment": ["1", '"yes"'],
+    "segments": ["7", '[["a"]]'],
     "refinement": ['"no such refinement"', '"islands:keep"', "{}", '"level_set:__init__=1"'],
 }
 UNREADABLE = ["", "{", "NaN", "__import__('os')", "[" * 5000, '"' + "x" * LONGEST + '"', "\x01"]
@@ -509,6 +565,8 @@ def test_an_unknown_model_leaves_the_channels_of_another_alone(
 
 def test_texts_are_read_back_as_they_were_written() -> None:
     options = {"tile_step": 0.1, "members": ("axial; <b>", 'é漢"'), "seed": 3}
-    kept = KeptChoices("a model", ("b",), True, True, "add", True, True, options, "holes")
+    kept = KeptChoices(
+        "a model", ("b",), True, True, "add", True, True, options, "holes", False, ("1",)
+    )
     assert from_texts(to_texts(kept), {}) == kept
     assert from_texts({}, {}) == KeptChoices()

@@ -53,7 +53,7 @@ class Choices:
             if kept is not None:
                 self._show(kept)
         if kept is None:
-            self._untouched = replace(self._panel.kept(), inputs=())
+            self._untouched = self._of_user()
 
     def reset(self) -> None:
         """Show the defaults, because the scene is closed.
@@ -64,8 +64,10 @@ class Choices:
         self._had_own = False
         present = self._panel.kept()
         device = {name: value for name, value in present.options.items() if name == "device"}
-        self._panel.restore(KeptChoices(model=present.model, options=device))
-        self._untouched = replace(self._panel.kept(), inputs=())
+        default = KeptChoices(model=present.model, options=device)
+        self._panel.restore(default)
+        self._panel.refine.restore(default)
+        self._untouched = self._of_user()
 
     def _show(self, kept: KeptChoices) -> None:
         self._follows = False
@@ -73,6 +75,7 @@ class Choices:
             self._panel.restore(kept)
             if kept.result is not None:
                 self._results.show_chosen(kept.result)
+            self._panel.refine.restore(kept)  # which the result has changed
         finally:
             self._follows = True
 
@@ -84,9 +87,13 @@ class Choices:
 
     def _is_touched(self) -> bool:
         """Whether the user chose anything; selectors choose the first volume by themselves."""
-        kept, first = self._panel.kept(), next(iter(self._scene.volumes()), None)
-        chosen = tuple(node for node in kept.inputs if node is not None and node is not first)
-        return replace(kept, inputs=chosen) != self._untouched
+        first = next(iter(self._scene.volumes()), None)
+        chosen = [node for node in self._panel.kept().inputs if node not in (None, first)]
+        return bool(chosen) or self._of_user() != self._untouched
+
+    def _of_user(self) -> KeptChoices:
+        """Return the choices that do not change by themselves, when volumes are loaded or a result is shown."""
+        return replace(self._panel.kept(), inputs=(), refined=None, refined_image=None)
 
     def _keep(self) -> None:
         self._scene.keep_choices(replace(self._panel.kept(), result=self._results.node))

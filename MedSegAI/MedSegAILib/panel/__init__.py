@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from medsegai.models.card import ModelCard
 from medsegai.models.json_fields import shown
 from medsegai.progress import ProgressEvent
-from medsegai.refinements import as_text, parse, refinement_names
+from medsegai.refinements import as_text
 from medsegai.system.outside_text import label_text
 from MedSegAILib.kept_choices import KeptChoices
 from MedSegAILib.model_search import usable_together
@@ -127,7 +127,7 @@ class Panel:
 
     def kept(self) -> KeptChoices:
         """Return the choices that a scene keeps, apart from the segmentation that the table shows."""
-        cards, output = self._chosen_cards(), self._output.choice()
+        cards, output, refine = self._chosen_cards(), self._output.choice(), self.refine.choice()
         return KeptChoices(
             model=cards[0].id if cards else "",
             others=tuple(card.id for card in cards[1:]),
@@ -137,14 +137,21 @@ class Panel:
             change_locked=output.change_locked,
             change_painted=output.change_painted,
             options=self._options.changed_values(),
-            refinement=as_text(self.refine.choice().refinement),
+            refinement=as_text(refine.refinement),
+            every_segment=refine.every,
+            segments=refine.segments,
             inputs=tuple(self._inputs.nodes().values()),
             region=self._inputs.region(),
             segmentation=output.node,
+            refined=refine.segmentation,
+            refined_image=refine.image,
         )
 
     def restore(self, kept: KeptChoices) -> None:
-        """Show these choices, as far as they are offered, and the others as by default."""
+        """Show these choices, as far as they are offered, and the others as by default.
+
+        Those of the section *Refine* follow the shown result: see `RefineView.restore`.
+        """
         with self.model_changed.held(), self.choice_changed.held():
             is_known = self._restore_models(kept)
             self._speed.choose(kept.fast)
@@ -152,7 +159,6 @@ class Panel:
             self._inputs.restore(kept.inputs if is_known else kept.inputs[:1], kept.region)
             flags = (kept.change_locked, kept.change_painted)
             self._output.restore(OutputChoice(OutputMode(kept.output), kept.segmentation, *flags))
-            self.refine.choose_refinement(parse(kept.refinement or refinement_names()[0]))
             self.choice_changed.emit()
         self._inputs.choose_every_frame(kept.every_frame)  # now the frames are known
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medsegai.models.refinement import Refinement
-from medsegai.refinements import refinement_names, summary
+from medsegai.refinements import parse, refinement_names, summary
 from medsegai.refinements import title as title_of_refinement
+from MedSegAILib.kept_choices import KeptChoices
+from MedSegAILib.panel.inputs import choose_node
 from MedSegAILib.panel.refinement_form import RefinementForm
 from MedSegAILib.panel.structure_list import Structure, StructureList
 from MedSegAILib.panel.style import error_style, quiet_style
@@ -67,10 +68,16 @@ class RefineView:
         """Choose this segmentation, as a user would."""
         self._ui.refineSelector.setCurrentNode(node)
 
-    def choose_refinement(self, refinement: Refinement) -> None:
-        """Choose this refinement with its options."""
+    def restore(self, kept: KeptChoices) -> None:
+        """Show the choices for this section that a scene keeps, as far as they are offered."""
+        refinement = parse(kept.refinement or refinement_names()[0])
         self._ui.refinementSelector.currentIndex = refinement_names().index(refinement.name)
         self._form.show(refinement.name, refinement.options)
+        if kept.refined is not None:
+            choose_node(self._ui.refineSelector, kept.refined)
+            choose_node(self._ui.refineImageSelector, kept.refined_image)
+        self._ui.refineSegmentsSelector.currentIndex = ALL if kept.every_segment else TICKED
+        self._segments.tick(kept.segments)
 
     def choose_image(self, node: Node) -> None:
         """Choose this image, as a user would."""

@@ -55,6 +55,15 @@ class StructureList:
             self._rows.append((item, structure))
         self.widget.blockSignals(False)
 
+    def tick(self, keys: Iterable[Hashable]) -> None:
+        """Tick the structures with these keys, and no others."""
+        wanted = set(keys)
+        self.widget.blockSignals(True)
+        for item, structure in self._rows:
+            is_ticked = structure.key in wanted and not structure.locked
+            item.setCheckState(qt.Qt.Checked if is_ticked else qt.Qt.Unchecked)
+        self.widget.blockSignals(False)
+
     def ticked(self) -> tuple[Any, ...]:
         """Return the keys of the ticked structures, in the order of the list."""
         return tuple(

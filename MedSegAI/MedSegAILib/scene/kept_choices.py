@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from MedSegAILib.kept_choices import TEXTS, KeptChoices, from_texts, to_texts
-from MedSegAILib.scene.nodes import modifying
+from MedSegAILib.scene.nodes import modifying, referred
 from MedSegAILib.slicer_types import MRMLScene, Node
 
 MODULE = "MedSegAI"
@@ -23,6 +23,8 @@ ROLES = {
     "region": "vtkMRMLMarkupsROINode",
     "segmentation": "vtkMRMLSegmentationNode",
     "result": "vtkMRMLSegmentationNode",
+    "refined": "vtkMRMLSegmentationNode",
+    "refined_image": "vtkMRMLScalarVolumeNode",
 }
 """The references to other nodes, and their classes. They are called as the fields of `KeptChoices`."""
 
@@ -41,8 +43,7 @@ def kept_choices(scene: MRMLScene) -> KeptChoices | None:
     numbered = filter(None, map(_INPUT_ROLE.fullmatch, _roles(node)))
     count = max((int(found[1]) + 1 for found in numbered), default=0)
     channels = [f"{INPUT}{number}" for number in range(count)]
-    found = {role: node.GetNodeReference(role) for role in ROLES}
-    nodes = {role: each for role, each in found.items() if each is None or each.IsA(ROLES[role])}
+    nodes = {role: referred(node, role, kind) for role, kind in ROLES.items()}
     texts = {name: str(node.GetParameter(name) or "") for name in TEXTS}
     return from_texts(texts, nodes | {"inputs": tuple(map(node.GetNodeReference, channels))})
 
