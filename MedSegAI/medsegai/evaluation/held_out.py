@@ -333,7 +333,7 @@ class HeldOut:
         refined = None
         if not self.truth.regions:
             draft = Draft(result.labelmap, result.labels, image, result.candidates)
-            draft = refining.as_suggested(draft, self.card)
+            draft = refining.as_suggested(draft, self.card, lambda part: step(0.3))
             expected = self.truth.in_model_values(reference)
             refined = refining.try_all(
                 draft, expected, self.truth.labels, self.rows, lambda part: step(0.3 + 0.7 * part)

@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from medsegai.boxes import label_boxes
 from medsegai.errors import InputError
 from medsegai.labels import Label
+from medsegai.progress import Check, unstoppable
 from medsegai.volume import Volume, check_same_grid, joined_box
 
 
@@ -59,7 +60,7 @@ FIGURES = tuple(item.name for item in fields(StructureFigures) if item.name != "
 
 
 def evaluate(
-    prediction: Volume, reference: Volume, labels: Sequence[Label]
+    prediction: Volume, reference: Volume, labels: Sequence[Label], check: Check = unstoppable
 ) -> list[StructureFigures]:
     """Compare two label maps structure by structure.
 
@@ -67,6 +68,7 @@ def evaluate(
         prediction: label values, whole numbers from 0, (k, j, i).
         reference: the same, on the same grid.
         labels: the values to compare, and their names.
+        check: called before each structure.
 
     Returns:
         One entry per label, in the order of `labels`.
@@ -83,6 +85,7 @@ def evaluate(
     boxes = [label_boxes(volume.voxels, values) for volume in (prediction, reference)]
     figures = []
     for label in labels:
+        check()
         there = [found[label.value] for found in boxes if label.value in found]
         if not there:
             figures.append(StructureFigures(label))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from medsegai.evaluation.measures import evaluate
 from medsegai.labels import Label
 from medsegai.models.card import ModelCard
 from medsegai.models.refinement import Refinement
+from medsegai.progress import Check, part_of
 from medsegai.refinements import Draft, apply_refinement, parse
 from medsegai.volume import Volume
 
@@ -54,7 +56,9 @@ def _with_labels(refinement: Refinement, values: Sequence[int]) -> Refinement:
     return refinement.with_options(**{"labels": tuple(values), **refinement.options})
 
 
-def as_suggested(draft: Draft, card: ModelCard) -> Draft:
+def as_suggested(
+    draft: Draft, card: ModelCard, step: Callable[[float], None] = lambda part: None
+) -> Draft:
     """Apply the refinements that the card suggests already.
 
     Raises:
@@ -62,7 +66,7 @@ def as_suggested(draft: Draft, card: ModelCard) -> Draft:
     """
     for item in card.suggested_refinements:
         try:
-            refined = apply_refinement(draft, _with_labels(item, card.label_values))
+            refined = apply_refinement(draft, _with_labels(item, card.label_values), step)
         except RequestError as error:
             raise ModelError(f"The card of {card.id} cannot be followed: {error}") from None
         labelmap = draft.labelmap.with_voxels(refined.labels)
@@ -88,23 +92,30 @@ def try_all(
         rows: the refinements, in the notation of the command line.
         step: called with the finished share, from 0 to 1.
     """
-    before = _figures(draft.labelmap, reference, labels)
+    before = _figures(draft.labelmap, reference, labels, lambda: step(0.0))
     table, changed = {AS_PREDICTED: before}, {}
     for number, text in enumerate(rows):
-        step(number / len(rows))
-        refined = apply_refinement(draft, for_labels(text, draft.labels))
+        now = part_of(step, number, len(rows))
+        refined = apply_refinement(draft, for_labels(text, draft.labels), now)
         touched = {change.label.value for change in refined.changes}
         places = [number for number, label in enumerate(labels) if label.value in touched]
         after = before.copy()
         if places:
             labelmap = draft.labelmap.with_voxels(refined.labels)
-            after[places] = _figures(labelmap, reference, [labels[place] for place in places])
+            after[places] = _figures(
+                labelmap,
+                reference,
+                [labels[place] for place in places],
+                functools.partial(now, 1.0),
+            )
         table[text], changed[text] = after, refined.ml
     return table, changed
 
 
-def _figures(labelmap: Volume, reference: Volume, labels: Sequence[Label]) -> NDArray[np.float64]:
-    found = evaluate(labelmap, reference, labels)
+def _figures(
+    labelmap: Volume, reference: Volume, labels: Sequence[Label], check: Check
+) -> NDArray[np.float64]:
+    found = evaluate(labelmap, reference, labels, check)
     return np.array([[getattr(item, name) for name in MEASURES] for item in found])
 
 
