@@ -74,6 +74,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "output.object_files",
         "output.picture_preview",
         "output.preview",
+        "output.scan_state",
         "worker.refine_job",
     ),  # L4
     ("export", "output.cases", "output.freesurfer_files"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -155,6 +156,17 @@ def test_a_folder_with_a_training_is_not_used_twice(pictures: Path, tmp_path: Pa
         train_patches(
             tiny(pictures, epochs=0, seed=2), RunOptions(tmp_path / "run", True, "cpu"), Progress()
         )
+
+
+def test_a_picture_that_was_replaced_by_one_of_the_same_size_is_noticed(tmp_path: Path) -> None:
+    root = picture_sets.write_folders(tmp_path / "shapes", 4)
+    training, options = tiny(root, epochs=0), RunOptions(tmp_path / "run", device="cpu")
+    train_patches(training, options, Progress())
+    picture = root / "disc" / "0.png"
+    content = picture.read_bytes()
+    picture.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(RequestError, match="other cases, groups or pictures"):
+        train_patches(training, dataclasses.replace(options, resume=True), Progress())
 
 
 def test_the_frozen_stage_is_the_logistic_regression_of_scikit_learn(pictures: Path) -> None:

@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +26,7 @@ from medsegai.io.files import check_regular
 from medsegai.io.pictures import PICTURE_ENDINGS
 from medsegai.io.reading import read_channels
 from medsegai.io.tables import read_table
+from medsegai.models.card import file_sha256
 from medsegai.volume import Volume
 
 FILE_ENDINGS = (*PICTURE_ENDINGS, ".dcm")
@@ -103,10 +105,14 @@ class PictureSet:
         """The number of the class of each picture."""
         return np.array([item.label for item in self.pictures], np.int64)
 
-    def bytes_of(self, picture: Picture) -> int:
-        """Return the size of the file of a picture; 0 if several pictures are in one file."""
+    def content_of(self, picture: Picture) -> str:
+        """Return the SHA-256 of the file of a picture, or those of the files of PatchCamelyon that hold it."""
         path = self.folder / picture.name
-        return path.stat().st_size if path.is_file() else 0
+        return file_sha256(path) if path.is_file() else self._archives
+
+    @cached_property
+    def _archives(self) -> str:
+        return " ".join(file_sha256(path) for path in sorted(self.folder.glob("*.h5")))
 
     @property
     def folder(self) -> Path:

@@ -25,6 +25,7 @@ from medsegai.output.cases import Case, check_alike
 from medsegai.output.layouts import BatchFiles
 from medsegai.output.object_files import write_tables_together
 from medsegai.output.result_files import recorded_hashes
+from medsegai.output.scan_state import ScanState, was_replaced
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.system.locks import reserved
@@ -46,12 +47,14 @@ class CaseJob:
         request: the request, whose inputs are replaced by those of the case.
         files: the files to write, and their places.
         before: the SHA-256 of the report that existed before the batch began; "" if there was none.
+        remark: why a case that was finished is done again; "" if there is no such reason.
     """
 
     case: Case
     request: SegmentationRequest
     files: BatchFiles
     before: str = ""
+    remark: str = ""
 
     def do(self, segment: Segment, progress: Progress) -> Entry:
         """Segment the case and write its files; return its line of the table.
@@ -63,13 +66,16 @@ class CaseJob:
         name = self.case.name
         try:
             images = self.case.images()
+            made = {SOURCE: self.case.source(), STATE: _state_of(self.case)}
             result = segment(replace(self.request, inputs=images), progress)
-            made = {**result.provenance, SOURCE: self.case.source()}
-            result = replace(result, provenance=made)
+            result = replace(result, provenance={**result.provenance, **made})
             self.files.write(name, result, images[0], progress)
         except OF_THE_CASE as error:
             return Entry(name, CaseState.FAILED, message=str(error))
-        return Entry.done(name, result.report())
+        return self._remarked(Entry.done(name, result.report()))
+
+    def _remarked(self, entry: Entry) -> Entry:
+        return replace(entry, message=f"{self.remark} {entry.message}".strip())
 
     def ended(self) -> Entry | None:
         """Return the line of the table if the case was done since the batch began and all of its files exist."""
@@ -78,7 +84,7 @@ class CaseJob:
             return None
         if recorded_hashes(path) != self.files.outputs(name).hashes():
             return None
-        return read_report(path, name).entry
+        return self._remarked(read_report(path, name).entry)
 
     def absolute(self) -> CaseJob:
         """Return the same job with absolute paths, which are valid in any working folder."""
@@ -87,8 +93,19 @@ class CaseJob:
         return replace(self, case=replace(self.case, inputs=inputs), files=files)
 
 
-SOURCE = "files_sha256"
-"""Where the provenance of a result has `Case.source`."""
+SOURCE, STATE = "files_sha256", "scan"
+"""Where the provenance of a result has `Case.source` and the `ScanState`."""
+
+REPLACED = "The scan was replaced after its last result, so it was segmented again."
+
+
+def _state_of(case: Case) -> dict[str, str] | None:
+    """Return the state of the files of a case; None if they cannot be read, which the reader will report."""
+    try:
+        return ScanState.of(case.inputs).to_dict()
+    except OSError:
+        return None
+
 
 Work = Callable[[Sequence[CaseJob]], Generator[Entry, None, None]]
 """Does jobs, and yields a line of the table for each job that begins and for each that ends."""
@@ -159,6 +176,7 @@ class Batch:
         self._cases = {case.name: case for case in cases}
         self._request, self._files, self._listener = request, files, listener
         self.entries = {name: Entry(name) for name in self._cases}
+        self._remarks: dict[str, str] = {}
         self._pace = Pace()
         make_folder(files.folder)
 
@@ -209,17 +227,23 @@ class Batch:
         before = read_report(self._files.report(name), name)
         entry = before.entry
         outputs = self._files.outputs(name)
+        replaced = was_replaced(case.inputs, before.made.get(STATE))
         recorded, there = recorded_hashes(self._files.report(name)), outputs.hashes()
         changed = [part for part, digest in there.items() if recorded.get(part) != digest]
         if not changed and set(outputs.paths()) - {"report"} <= set(there):
             self._check_same(case, before.made)
-            self.entries[name] = entry
+            if replaced:
+                outputs.check(case.inputs, overwrite=True)
+                self._remarks[name] = REPLACED
+            else:
+                self.entries[name] = entry
         elif all(there[part] in unfinished for part in changed):
             outputs.check(case.inputs, overwrite=True)
         else:
             self._check_same(case, before.made)
             files = ", ".join(outputs.paths()[part].name for part in changed)
             note = f"{files} was changed after it was written, so it is kept as it is."
+            note += " Its scan was replaced since." * replaced
             self.entries[name] = replace(entry, message=f"{note} {entry.message}".strip())
 
     def run(self, work: Work) -> None:
@@ -261,7 +285,8 @@ class Batch:
     def _job(self, name: str) -> CaseJob:
         report = self._files.report(name)
         before = file_sha256(report) if report.is_file() else ""
-        return CaseJob(self._cases[name], self._request, self._files, before)
+        remark = self._remarks.get(name, "")
+        return CaseJob(self._cases[name], self._request, self._files, before, remark)
 
     def _order(self) -> list[str]:
         """Return the order of cases: those that were running when the batch last ended come last."""

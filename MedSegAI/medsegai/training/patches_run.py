@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,15 +170,13 @@ class PatchRun:
         self.at = _Progressed()
         self.answers: dict[str, torch.Tensor] = {}
         self._resume = options.resume
-        self._cases = case_hash(
-            (item.name, item.label, item.group, item.part, sized.pictures.bytes_of(item))
-            for item in sized.pictures.pictures
-        )
+        self._cases = ""
         self._log: RunLog | None = None
 
     def train(self, progress: Progress) -> bool:
         """Train all unfinished folds; return whether all are finished before the time is over."""
         state: Mapping[str, Any] = {}
+        self._cases = case_hash(self._described(progress.check))
         if self._resume:
             state = load_checkpoint(self.folder, self._fingerprint(), torch.device("cpu"))
             check_same_cases(state, self._cases, self.folder)
@@ -194,6 +192,13 @@ class PatchRun:
             self._save({})
             state = {}
         return True
+
+    def _described(self, check: Check) -> Iterator[tuple[object, ...]]:
+        """Yield what a training learns from: of each picture its name, class, group, part and bytes."""
+        pictures = self.sized.pictures
+        for item in pictures.pictures:
+            check()
+            yield item.name, item.label, item.group, item.part, pictures.content_of(item)
 
     def _fingerprint(self) -> str:
         return self.training.fingerprint()
