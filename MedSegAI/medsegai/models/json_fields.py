@@ -65,7 +65,8 @@ def read_json(path: Path, nan_as_null: bool = False) -> dict[str, Any]:
 
 def _parsed(path: Path, nan_as_null: bool) -> object:
     try:
-        return harmless(read_regular(path, MOST_BYTES).decode("utf-8"), nan_as_null)
+        # Editors of Windows put a mark in front.
+        return harmless(read_regular(path, MOST_BYTES).decode("utf-8-sig"), nan_as_null)
     except FileNotFoundError:
         raise
     except RecursionError:

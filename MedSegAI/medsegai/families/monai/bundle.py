@@ -14,13 +14,13 @@ from typing import Any
 from medsegai.errors import ModelError
 from medsegai.families.monai.components import Component
 from medsegai.families.monai.configuration import SEPARATOR, Configuration
-from medsegai.families.monai.files import SUFFIXES
+from medsegai.families.monai.files import SUFFIXES, files_named
 from medsegai.families.monai.kinds import check_segments
 from medsegai.families.monai.labels import Named, channel_names, exclusive, overlapping
 from medsegai.families.monai.postprocessing import (
     SLICES,
     Postprocessing,
-    inferer_name,
+    inferer_of,
     read_inferer,
     read_postprocessing,
 )
@@ -46,7 +46,8 @@ MODALITIES = {"MRI": "MR", "PET": "PT", "ULTRASOUND": "US"}
 
 
 def is_bundle(folder: Path) -> bool:
-    return (folder / CONFIGS / METADATA).is_file()
+    """Whether a folder holds the metadata of a bundle."""
+    return bool(files_named(folder / CONFIGS, METADATA, [""]))
 
 
 def convert(folder: Path, destination: Path) -> ModelCard:
@@ -56,8 +57,8 @@ def convert(folder: Path, destination: Path) -> ModelCard:
         UnsafeModelError: a file asks for more than weights, or Python would have to run the configuration.
         ModelError: a part is missing or unknown, or parts contradict each other.
     """
-    metadata = read_json(folder / CONFIGS / METADATA, nan_as_null=True)
-    configuration = _configuration(folder, metadata)
+    metadata = read_json(files_named(folder / CONFIGS, METADATA, [""])[0], nan_as_null=True)
+    configuration, note = _configuration(folder, metadata)
     check_segments(configuration, metadata)
     network = _network(configuration, folder)
     description = Description.of(network["class"], network["arguments"])
@@ -95,21 +96,22 @@ def convert(folder: Path, destination: Path) -> ModelCard:
         settings=settings,
         suggested_refinements=_refinements(after, named),
         dimensions=2 if pictures else 3,
-        **_told(folder, metadata, [*after.notes, *filter(None, [named.note])]),
+        **_told(folder, metadata, [*after.notes, *filter(None, [named.note, note])]),
     )
 
 
 def _is_for_pictures(configuration: Configuration, network: Description) -> bool:
     """Whether the network processes pictures, and not the slices of volumes."""
-    inferer = inferer_name(Component.at(configuration, "inferer"))
-    return network.dimensions == 2 and inferer != SLICES
+    return network.dimensions == 2 and inferer_of(configuration) != SLICES
 
 
-def _configuration(folder: Path, metadata: Mapping[str, Any]) -> Configuration:
-    for suffix in SUFFIXES:
-        path = folder / CONFIGS / f"{INFERENCE}{suffix}"
-        if path.is_file():
-            return Configuration.read(path, metadata)
+def _configuration(folder: Path, metadata: Mapping[str, Any]) -> tuple[Configuration, str]:
+    """Return the configuration, and a remark if there are several."""
+    found = files_named(folder / CONFIGS, INFERENCE, SUFFIXES)
+    if found:
+        names = " and ".join(path.name for path in found)
+        note = f"The bundle has {names}; {found[0].name} was read." if len(found) > 1 else ""
+        return Configuration.read(found[0], metadata), note
     raise ModelError(
         f"{folder / CONFIGS} of this MONAI bundle has no {INFERENCE}.json or {INFERENCE}.yaml, which says how the "
         "network is run. Get the whole bundle, or add the file."
@@ -118,7 +120,7 @@ def _configuration(folder: Path, metadata: Mapping[str, Any]) -> Configuration:
 
 def _network(configuration: Configuration, folder: Path) -> dict[str, Any]:
     """Return the network as it is written in a card."""
-    entry = next(name for name in ("network_def", "network") if name in configuration)
+    entry = next(name for name in ("network_def", "network") if configuration.has_value(name))
     component = Component.at(configuration, entry)
     name = network_name(component.target)
     if name is None:
@@ -205,7 +207,7 @@ def _weights(folder: Path, configuration: Configuration) -> Path:
 def _loaded(configuration: Configuration) -> Iterator[str]:
     """Return the names of the files that the checkpoint loaders of the configuration read."""
     entries = ["checkpointloader"]
-    if "handlers" in configuration:
+    if configuration.has_value("handlers"):
         handlers = configuration.raw(configuration.followed("handlers"))
         count = len(handlers) if isinstance(handlers, list) else 0
         entries += [f"handlers{SEPARATOR}{number}" for number in range(min(count, 20))]

@@ -137,7 +137,10 @@ def transforms_of(configuration: Configuration, name: str) -> Iterator[Component
         if transform_name(component.target) != "Compose":
             yield component
             continue
-        place = configuration.followed(f"{component.place}{SEPARATOR}transforms")
+        inside_it = f"{component.place}{SEPARATOR}transforms"
+        if not configuration.has_value(inside_it):
+            continue
+        place = configuration.followed(inside_it)
         inside = configuration.raw(place)
         if not isinstance(inside, list):
             raise configuration.refused(

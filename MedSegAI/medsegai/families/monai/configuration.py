@@ -53,6 +53,10 @@ class Configuration:
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not _MISSING
 
+    def has_value(self, name: str) -> bool:
+        """Whether an entry exists and is not null, which MONAI treats as a missing entry."""
+        return name in self and self.raw(self.followed(name)) is not None
+
     def raw(self, name: str) -> Any:
         """Return an entry as it is in the file, with references and expressions as text.
 

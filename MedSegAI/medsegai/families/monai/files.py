@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ModelError: the file is damaged, too large, nested too deep, or contains more than plain values.
     """
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return read_json(path)
     data = _read_yaml(path)
     if not isinstance(data, dict):
@@ -34,9 +34,15 @@ def read_configuration(path: Path) -> dict[str, Any]:
     return data
 
 
+def files_named(folder: Path, name: str, suffixes: Sequence[str]) -> list[Path]:
+    """Return the files of a name in the order of their endings; capitals do not matter."""
+    there = {path.name.lower(): path for path in sorted(folder.glob("*")) if path.is_file()}
+    return [there[f"{name}{suffix}"] for suffix in suffixes if f"{name}{suffix}" in there]
+
+
 def _read_yaml(path: Path) -> object:
     try:
-        values = _yaml_values(read_regular(path, MOST_BYTES).decode("utf-8"))
+        values = _yaml_values(read_regular(path, MOST_BYTES).decode("utf-8-sig"))
         return harmless(json.dumps(values))  # YAML has numbers and texts that JSON has not
     except FileNotFoundError:
         raise
@@ -61,8 +67,10 @@ def _yaml_values(text: str) -> Any:
     except ImportError:
         raise ValueError("PyYAML is not installed; run `pip install medsegai[monai]`") from None
     try:
-        with_ends = _values(iter(yaml.parse(text, Loader=yaml.SafeLoader)))
-        return next(with_ends, None)
+        documents = list(_values(iter(yaml.parse(text, Loader=yaml.SafeLoader))))
+        if len(documents) > 1:
+            raise ValueError(f"it has {len(documents)} documents instead of one")
+        return documents[0] if documents else None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())[:200]) from None
 

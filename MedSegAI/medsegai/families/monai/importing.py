@@ -22,12 +22,12 @@ MOST_FILES = 20_000
 _ABOVE = r"(?:[^/]+/){0,3}"
 
 WANTED = re.compile(
-    rf"{_ABOVE}configs/[^/]+\.(?:json|ya?ml)|{_ABOVE}models/[^/]+\.pth?|{_ABOVE}(?:model\.pt|labels\.csv)"
+    rf"{_ABOVE}configs/[^/]+\.(?i:json|ya?ml)|{_ABOVE}models/[^/]+\.pth?|{_ABOVE}(?:model\.pt|labels\.csv)"
     rf"|{_ABOVE}(?:docs/)?LICEN[CS]E(?:\.(?:md|txt))?"
 )
 """The files of an archive from which a card is made."""
 
-METADATA = re.compile(rf"({_ABOVE})configs/metadata\.json")
+METADATA = re.compile(rf"({_ABOVE})configs/(?i:metadata\.json)")
 
 ALONE = re.compile(rf"({_ABOVE})model\.pt")
 
@@ -66,7 +66,19 @@ def _import_folder(folder: Path, destination: Path) -> ModelCard | None:
             f"{folder} is a part of a MONAI bundle. Name its folder: {folder.absolute().parent}"
         )
     file = folder / auto3dseg.WEIGHTS
-    return _written(auto3dseg.convert(file, destination), destination) if file.is_file() else None
+    if file.is_file():
+        return _written(auto3dseg.convert(file, destination), destination)
+    alone = _only_folder(folder)
+    if alone is not None and bundle.is_bundle(alone):  # unpacked into a folder of its own
+        return _written(bundle.convert(alone, destination), destination)
+    return None
+
+
+def _only_folder(folder: Path) -> Path | None:
+    """Return the only folder inside a folder, besides what systems add; None if there are several, or none."""
+    inside = (path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+    found = [path for path in inside if path.name != "__MACOSX"]
+    return found[0] if len(found) == 1 else None
 
 
 def _import_archive(archive: Path, destination: Path) -> ModelCard | None:

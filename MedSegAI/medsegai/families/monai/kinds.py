@@ -49,7 +49,7 @@ def check_segments(configuration: Configuration, metadata: Mapping[str, Any]) ->
 
 
 def _check_network(configuration: Configuration) -> None:
-    if not any(part in configuration for part in ("network_def", "network")):
+    if not any(configuration.has_value(part) for part in ("network_def", "network")):
         raise configuration.wrong(
             "network_def",
             "it is missing, and so the bundle does not contain a network that segments",

@@ -54,7 +54,7 @@ class Postprocessing:
 
 
 def read_inferer(configuration: Configuration, dimensions: int = 3) -> dict[str, Any]:
-    """Return the sliding window; without a size of windows, it is the whole image.
+    """Return the sliding window; without a size of windows, or if the inferer is null, it is the whole image.
 
     Args:
         configuration: the configuration of the bundle.
@@ -63,10 +63,10 @@ def read_inferer(configuration: Configuration, dimensions: int = 3) -> dict[str,
     Raises:
         ModelError: the inferer or one of its arguments is unknown, or the inferer cannot run such a network.
     """
-    component = Component.at(configuration, "inferer")
-    name = inferer_name(component)
+    name = inferer_of(configuration)
     if name == "SimpleInferer":
         return {} if dimensions == 3 else {"slice_axis": PICTURE_AXIS}
+    component = Component.at(configuration, "inferer")
     _check_inferer(component, name, dimensions)
     found = _sliding_window(component, name == SLICES)
     return found if dimensions == 3 else found | _in_planes(component, found["roi_size"])
@@ -82,8 +82,14 @@ def _check_inferer(component: Component, name: str, dimensions: int) -> None:
         raise component.wrong("_target_", "it runs 2D networks, but this network is 3D")
 
 
-def inferer_name(component: Component) -> str:
-    """Return the name of an inferer of MONAI; the whole target of another inferer."""
+def inferer_of(configuration: Configuration) -> str:
+    """Return the name of an inferer of MONAI, its default if the entry is null; the whole target of another one."""
+    if "inferer" in configuration and not configuration.has_value("inferer"):
+        return "SimpleInferer"
+    return _inferer_name(Component.at(configuration, "inferer"))
+
+
+def _inferer_name(component: Component) -> str:
     place, _, name = component.target.rpartition(".")
     return name if not place or place.startswith("monai.inferers") else component.target
 
@@ -106,7 +112,7 @@ def _sliding_window(component: Component, slices: bool) -> dict[str, Any]:
 
 def _in_planes(component: Component, sizes: list[int] | None) -> dict[str, Any]:
     """Return the windows of a 2D network, which are one voxel thick."""
-    axis = component.value("spatial_dim", 0 if inferer_name(component) == SLICES else PICTURE_AXIS)
+    axis = component.value("spatial_dim", 0 if _inferer_name(component) == SLICES else PICTURE_AXIS)
     if axis not in (0, 1, 2):
         raise component.wrong("spatial_dim", "it must be 0, 1 or 2")
     given = component.value("roi_size")
@@ -126,7 +132,7 @@ def read_postprocessing(configuration: Configuration, nearest: bool) -> Postproc
         ModelError: a transform, an argument, or their order is not supported.
     """
     reader = _Reader(configuration, nearest)
-    if "postprocessing" in configuration:
+    if configuration.has_value("postprocessing"):
         for component in transforms_of(configuration, "postprocessing"):
             reader.add(component)
     return reader.found()
