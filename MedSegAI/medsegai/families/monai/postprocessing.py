@@ -83,7 +83,7 @@ def _check_inferer(component: Component, name: str, dimensions: int) -> None:
 
 
 def inferer_of(configuration: Configuration) -> str:
-    """Return the name of an inferer of MONAI, its default if the entry is null; the whole target of another one."""
+    """Return the name of an inferer of MONAI, its default if the entry is null; the whole target of others."""
     if "inferer" in configuration and not configuration.has_value("inferer"):
         return "SimpleInferer"
     return _inferer_name(Component.at(configuration, "inferer"))
