@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +182,14 @@ class Bundle:
         network = made_network(self.network, self.seed, self.more)
         torch.save(network.state_dict(), folder / "models/model.pt")
         return folder
+
+
+def as_zip(folder: Path, archive: Path, inside: str) -> Path:
+    """An archive of a folder, whose files lie below `inside`."""
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, f"{inside}{path.relative_to(folder).as_posix()}")
+    return archive
 
 
 def channels_of(network: Mapping[str, Any]) -> tuple[int, int]:
