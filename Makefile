@@ -36,10 +36,11 @@ demo2d: setup-demo ## segment nuclei in a drawn picture (or INPUT=picture), into
 
 # A file stays in one process, because its tests share what is expensive to make; one thread each, so that the processes
 # do not wait for each other. mypy, which uses one processor, runs beside them; what it finds is said at the end.
+# Bytecode is kept, also where an image says otherwise, because tests start hundreds of processes.
 test: setup-test lint ## style, types and every test but the slow ones
 	@mkdir -p build
 	$(BIN)/mypy > build/types.txt 2>&1 & types=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST_ARGS); tests=$$?; \
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST_ARGS); tests=$$?; \
 	wait $$types || { cat build/types.txt; exit 1; }; exit $$tests
 
 test-slow: setup-test ## the slow tests

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Thousands of modules are imported while tests are collected, and none of them is ever garbage: looking through
 # them again and again took a fourteenth of the processor time.
 gc.disable()
+
+# A test that asks for OpenVINO before the engine does would let it report each network that it converts, which
+# also takes it seconds where nothing can be reached.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def pytest_collection_finish() -> None:

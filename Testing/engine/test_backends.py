@@ -186,7 +186,7 @@ def test_precisions_are_kept_apart(tmp_path: Path) -> None:
 FOLDS_IN_TURN = """
 import os, sys, test_backends as t, torch
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-patches = torch.zeros(1, 1, 64, 96, 96)
+patches = torch.zeros(1, 1, 48, 64, 64)
 folds = [t.make_runner(t.unet(seed=seed, features_per_stage=[24, 8, 8]), t.Compute(t.CPU, "openvino", False))
          for seed in range(4)]
 folds[0](patches)
@@ -208,7 +208,7 @@ def test_folds_in_turn_work_in_the_memory_of_one() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     features = (
-        24 * 64 * 96 * 96 * 4 / 2**20
+        24 * 48 * 64 * 64 * 4 / 2**20
     )  # one set of the largest features; a fold works with two or more
     assert float(done.stdout) < 2 * features
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -77,6 +78,7 @@ def test_area_and_curve_with_equal_scores(data: st.DataObject, count: int) -> No
 
 @given(seed=st.integers(0, 50), specificity=st.sampled_from([0.5, 0.8, 0.9, 0.95]))
 @settings(max_examples=30, deadline=None)
+@mock.patch.object(classification, "RESAMPLES", 20)  # the interval is not looked at
 def test_sensitivity_is_the_best_that_keeps_the_specificity(seed: int, specificity: float) -> None:
     item = made(60, seed=seed)
     found = classification_figures(item, specificity)

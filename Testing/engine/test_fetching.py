@@ -20,6 +20,7 @@ import tiny_quicknat
 from medsegai.cli import main
 from medsegai.errors import Cancelled, InputError, ModelError
 from medsegai.io import fetching
+from medsegai.models import importing
 from medsegai.models.index import ModelIndex
 from medsegai.models.json_fields import from_json
 
@@ -417,8 +418,13 @@ def listed(server: Server, archive: bytes, **changes: object) -> dict[str, objec
 
 
 def test_a_model_is_fetched_and_imported(
-    server: Server, archive: bytes, models: Path, capsys: pytest.CaptureFixture[str]
+    server: Server,
+    archive: bytes,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """The first time by a process of its own, as users do; it starts in seconds."""
     server.answers["/tiny.zip"] = sending(archive)
     digest = hashlib.sha256(archive).hexdigest()
     words = ["models", "fetch", f"{server.address}/tiny.zip"]
@@ -432,6 +438,7 @@ def test_a_model_is_fetched_and_imported(
         "card.json",
         *(f"{view}.safetensors" for view in tiny_quicknat.CLASSES),
     }
+    monkeypatch.setattr(importing, "_stage_confined", importing._stage)
     assert main([*words, "--sha256", digest]) == 4
     assert "--replace" in capsys.readouterr().err
     assert main([*words, "--sha256", digest, "--id", "other", "-q"]) == 0
@@ -451,6 +458,7 @@ def test_what_is_not_a_model_is_not_imported(
     assert not [path for path in models.rglob("*") if path.is_file()]
 
 
+@pytest.mark.usefixtures("imports_here")
 def test_a_model_is_fetched_by_its_name_in_an_index(
     server: Server,
     archive: bytes,
