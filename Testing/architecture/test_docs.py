@@ -147,6 +147,71 @@ def test_a_command_that_cannot_be_typed_is_found() -> None:
     assert ["expected one argument" in said[0], "unrecognized arguments" in said[1]] == [True] * 2
 
 
+MENTIONED = re.compile(
+    r"`(?:[\w./-]+ )*?(medsegai [^`\n]+)`|^[^`\n]*?\b(medsegai [a-z][^`\n]*)$", re.MULTILINE
+)
+"""A command in a sentence, or on a line of its own; also with places to fill in, or behind another program."""
+
+
+def parser_of(words: list[str], parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The parser of the innermost command that the words name."""
+    for word in words:
+        inner = [item for item in parser._actions if isinstance(item, argparse._SubParsersAction)]
+        if not inner or word not in inner[0].choices:
+            break
+        parser = inner[0].choices[word]
+    return parser
+
+
+def unknown_flags(text: str, parser: argparse.ArgumentParser) -> list[str]:
+    """Flags of mentioned commands that these commands do not have."""
+    found = []
+    for mentioned in MENTIONED.findall(text.replace("\\\n", " ")):
+        command = next(filter(None, mentioned))
+        chosen = parser_of(re.sub(r"\|\w+", "", command).split()[1:], parser)
+        flags = re.findall(r"(?<![\w-])--[a-z][\w-]*", command)
+        known = chosen._option_string_actions
+        found += [f"{command}: {flag}" for flag in flags if flag not in known]
+    return found
+
+
+def test_mentioned_commands_have_their_flags() -> None:
+    parser = build_parser()
+    found = {path.name: unknown_flags(text, parser) for path, text in documents().items()}
+    assert {name: problems for name, problems in found.items() if problems} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("Run `medsegai segment SCAN --model …`.", []),
+        ("Run `medsegai segment SCAN --modle …`.", ["--modle"]),
+        ("```\ntorchrun -m medsegai train quicknat A \\\n  --views x --wide\n```", ["--wide"]),
+        ("`medsegai train unet3d|quicknat --from brain`", []),
+    ],
+)
+def test_a_flag_that_does_not_exist_is_found(text: str, wrong: list[str]) -> None:
+    found = unknown_flags(text, build_parser())
+    assert [item.rpartition(" ")[2] for item in found] == wrong
+
+
+def test_programs_of_the_documents_exist_and_have_their_flags() -> None:
+    found, missing = 0, []
+    for path, text in documents().items():
+        for script, rest in re.findall(
+            r"(Testing/\w+/\w+\.py)([^`\n]*)", text.replace("\\\n", " ")
+        ):
+            source = REPOSITORY / script
+            known = source.read_text() if source.is_file() else ""
+            flags = re.findall(r"(?<![\w-])--(?:no-)?([a-z][\w-]*)", rest)
+            missing += [
+                f"{path.name}: {script} {name}" for name in flags if f'--{name}"' not in known
+            ]
+            found += 1
+    assert found > 30
+    assert missing == []
+
+
 def test_every_exit_code_is_documented() -> None:
     codes = {
         item.exit_code
