@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,16 @@ def _channel(channel: Channel) -> str:
         channel.name if channel.name == channel.modality else f"{channel.name} ({channel.modality})"
     )
     return text if channel.required else _("{channel} (optional)").format(channel=text)
+
+
+def titled(cards: Sequence[ModelCard]) -> dict[str, ModelCard]:
+    """Return models by their titles: the name, with the id or the folder if several have the same name."""
+    names = Counter(card.name for card in cards)
+    titles: dict[str, ModelCard] = {}
+    for card in cards:
+        title = card.name if names[card.name] == 1 else f"{card.name} ({card.id})"
+        titles[f"{card.name} ({card.folder})" if title in titles else title] = card
+    return titles
 
 
 def usable_together(card: ModelCard, cards: Sequence[ModelCard]) -> list[ModelCard]:

@@ -349,7 +349,7 @@ def test_models_that_run_together_are_chosen_again(
 ) -> None:
     """The choice of others is read after the models were found, and one that is not here is left out."""
     head()
-    box = page.panel._options._others._boxes["Brain structures"]
+    box = page.panel._options._others._boxes["Brain structures (quick)"]
     box.checked = True
     chosen = shown(page)
     assert chosen[1] == ["brain", "quick"]

@@ -386,6 +386,20 @@ def test_members_without_a_share_are_not_ticked_at_first(widget: Any, panel: Pan
     assert panel.choice().options["members"] == ("2d/fold_0", "3d/fold_0")
 
 
+def test_models_of_one_name_are_told_from_each_other(widget: Any, panel: Panel) -> None:
+    """A fine-tuned model often keeps the name of the one that it was made from."""
+    made = [replace(card(name, "a"), name="Brain") for name in ("one", "two", "copy")]
+    first, second, third = made[0], made[1], replace(made[2], id="one")
+    panel.show_models([first, second, third, card("liver", "a")])
+    selector = find(widget, "modelSelector")
+    titles = [selector.itemText(row) for row in range(selector.count())]
+    assert titles == ["Brain (one)", "Brain (two)", f"Brain ({Path('/models/copy')})", "Liver"]
+    boxes = find(widget, "othersOption").findChildren(QtWidgets.QCheckBox)
+    next(box for box in boxes if box.text() == "Brain (two)").setChecked(True)
+    assert panel.choice().cards == (first, second)
+    assert panel.kept().others == ("two",)
+
+
 def test_models_that_take_the_same_images_can_be_used_together(widget: Any, panel: Panel) -> None:
     brain, other = card("brain", "axial"), card("other", "fold_0")
     panel.show_models([brain, other, card("tumour", "fold_0", channels=("T1", "T2"))])

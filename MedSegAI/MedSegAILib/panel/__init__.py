@@ -14,7 +14,7 @@ from medsegai.progress import ProgressEvent
 from medsegai.refinements import as_text
 from medsegai.system.outside_text import label_text
 from MedSegAILib.kept_choices import KeptChoices
-from MedSegAILib.model_search import usable_together
+from MedSegAILib.model_search import titled, usable_together
 from MedSegAILib.output_choice import OutputChoice, OutputMode
 from MedSegAILib.panel.batch import BatchView
 from MedSegAILib.panel.inputs import InputWidgets
@@ -168,9 +168,10 @@ class Panel:
         found = [card for card in self._cards if card.id == kept.model]
         if found and present not in found:
             self.choose_model(found[0])
-        card = self._card()
-        others = () if card is None or not found else usable_together(card, self._cards)
-        self._options.choose_other_models([o.name for o in others if o.id in kept.others])
+        others = self._others() if found else {}
+        self._options.choose_other_models(
+            [title for title, other in others.items() if other.id in kept.others]
+        )
         missing = {kept.model, *kept.others} - {"", *(each.id for each in self._chosen_cards())}
         if missing:
             logger.warning("The scene's models %s are not here.", shown(sorted(missing)))
@@ -200,8 +201,8 @@ class Panel:
         self._cards = ()  # so that signals of the selector meanwhile do not refer to a model
         selector = self._ui.modelSelector
         selector.clear()
-        for card in cards:
-            selector.addItem(card.name)
+        for title in titled(cards):
+            selector.addItem(title)
         self._cards = tuple(cards)
         folders = [card.folder for card in cards]
         first = 0 if cards else -1
@@ -290,17 +291,22 @@ class Panel:
         card = self._card()
         if card is None:
             return ()
-        names = self._options.other_models()
-        others = usable_together(card, self._cards)
-        return (card, *(other for other in others if other.name in names))
+        others = self._others()
+        return (card, *(others[name] for name in self._options.other_models() if name in others))
+
+    def _others(self) -> dict[str, ModelCard]:
+        """Return the models that can run together with the chosen one, by their titles."""
+        card = self._card()
+        titles = titled(self._cards)
+        others = [] if card is None else usable_together(card, self._cards)
+        return {title: other for title, other in titles.items() if other in others}
 
     def _on_model_changed(self, _index: int) -> None:
         card = self._card()
-        others = [] if card is None else usable_together(card, self._cards)
         self._options.set_model(card)
         self._speed.set_model(card)
         self._ui.sampleButton.visible = card is not None and bool(card.sample)
-        self._options.set_others([other.name for other in others])
+        self._options.set_others(tuple(self._others()))
         self._inputs.set_channels(card)
         self._ui.modelSelector.toolTip = "" if card is None else label_text(_card_text(card))
         self.model_changed.emit()
