@@ -13,12 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slicer.util import addVolumeFromArray
 
+from correction_help import SHAPE, paint_doubt
 from medsegai.models.refinement import Refinement
 from MedSegAILib.controller.texts import verdict
 from MedSegAILib.output_choice import OutputMode
 from MedSegAILib.panel_values import StructureRow
 from MedSegAILib.scene import statistics
-from MedSegAILib.scene.attachments import ENTROPY_REFERENCE, KINDS, NAMES, remove_of
+from MedSegAILib.scene.attachments import (
+    CANDIDATES_REFERENCE,
+    ENTROPY_REFERENCE,
+    KINDS,
+    NAMES,
+    remove_of,
+)
 from MedSegAILib.scene.measuring import models_of
 from MedSegAILib.scene.nodes import stored_number
 from MedSegAILib.scene.overlay import OPACITY, OPACITY_ATTRIBUTE
@@ -158,3 +165,15 @@ def test_an_update_does_not_write_into_a_node_of_another_class(
     assert result.GetNodeReference(ENTROPY_REFERENCE) is not model
     remove_of(slicer.mrmlScene, result)
     assert slicer.mrmlScene.IsNodePresent(model)
+
+
+def test_ai_correct_does_without_candidates_of_other_numbers(editing: Any) -> None:
+    """It uses the image alone, as for a segment that no AI made."""
+    node = editing.segmentation.GetNodeReference(CANDIDATES_REFERENCE)
+    strange = np.full((*SHAPE, 4), np.nan)
+    for voxels in (strange, strange[..., :2]):
+        slicer.util.updateVolumeFromArray(node, voxels)
+        paint_doubt(editing)
+        assert editing.tool.strokes == 1
+        assert "Uses the image only" in editing.message
+        editing.panel.onCancel()

@@ -21,7 +21,7 @@ from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import array_of, matrix
 from MedSegAILib.scene.merging import drawn_on
 from MedSegAILib.scene.nodes import own_reference, referred, remove
-from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode
+from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode, VTKObject
 from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 
 ENTROPY_REFERENCE = "MedSegAI.entropy"
@@ -135,10 +135,7 @@ def candidates_of(segmentation: SegmentationNode) -> Candidates | None:
     node = volume_of(segmentation, CANDIDATES_REFERENCE)
     if node is None:
         return None
-    voxels = slicer.util.arrayFromVolume(node)
-    if voxels.dtype not in (np.uint8, np.uint16):
-        return None
-    first, second, p_first, p_second = np.moveaxis(voxels, -1, 0)
+    first, second, p_first, p_second = np.moveaxis(slicer.util.arrayFromVolume(node), -1, 0)
     return Candidates(first, second, p_first.astype(np.uint8), p_second.astype(np.uint8))
 
 
@@ -198,8 +195,7 @@ def volume_of(segmentation: SegmentationNode, role: str) -> VolumeNode:
     clone shares stays where it is.
     """
     node = attached(segmentation, role)
-    image = None if node is None else node.GetImageData()
-    if image is None or image.GetNumberOfScalarComponents() != COMPONENTS[role]:
+    if node is None or not _holds(node.GetImageData(), role):
         return None
     if node.GetTransformNodeID() == segmentation.GetTransformNodeID():
         return node
@@ -210,6 +206,14 @@ def volume_of(segmentation: SegmentationNode, role: str) -> VolumeNode:
             node.SetIJKToRASMatrix(matrix(moved))
         node.SetAndObserveTransformNodeID(segmentation.GetTransformNodeID())
     return node
+
+
+def _holds(image: VTKObject, role: str) -> bool:
+    """Whether an image, or None, has voxels as this role's."""
+    if image is None or image.GetNumberOfScalarComponents() != COMPONENTS[role]:
+        return False
+    unsigned = (vtk.VTK_UNSIGNED_CHAR, vtk.VTK_UNSIGNED_SHORT)
+    return role != CANDIDATES_REFERENCE or image.GetScalarType() in unsigned
 
 
 def _is_linear(node: Node) -> bool:
