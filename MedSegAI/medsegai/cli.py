@@ -40,6 +40,7 @@ from medsegai.commands.parsing import Parser, complete, help_alone
 from medsegai.errors import Cancelled, DeviceError, InputError, MedSegAIError, OutputError
 from medsegai.networks.memory import keep_freed_memory
 from medsegai.request import NOT_FOR_DIAGNOSIS
+from medsegai.system.machine import wait_without_spinning
 from medsegai.system.outside_text import one_line, visible_streams
 
 COMMANDS = (
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = build_parser()
         complete(parser)
         keep_freed_memory()
+        wait_without_spinning()
         return _run(parser.parse_args(argv))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import medsegai
 from medsegai import doctor
 from medsegai.io import files
 from medsegai.networks import backends
@@ -150,3 +153,29 @@ def test_threads_are_left_alone_where_the_machine_has_them(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("they were changed"))
     backends.choose_compute("cpu", "torch", "fp32")
+
+
+COMMAND = "from medsegai.cli import main; main(['models', 'list'])"
+WORKER = "from medsegai.worker.server import main; main()"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the OpenMP of GCC tells how it is set")
+@pytest.mark.parametrize("program", [COMMAND, WORKER])
+@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_user_chose_otherwise(
+    program: str, set_by_user: str | None, expected: str
+) -> None:
+    """On processors that other programs use, threads that spin made a head take four times as long."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "TRUE"} | (
+        {"OMP_WAIT_POLICY": set_by_user} if set_by_user else {}
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; import torch"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | {"PYTHONPATH": str(Path(medsegai.__file__).parents[1])},
+    )
+    assert f"OMP_WAIT_POLICY = '{expected}'" in done.stderr

@@ -33,6 +33,16 @@ def usable_cores() -> int:
     return max(1, math.ceil(min(found)))
 
 
+def wait_without_spinning() -> None:
+    """Make threads of OpenMP sleep while they wait for each other.
+
+    Threads that spin take the processors from other programs, and from the thread that they wait for: where others
+    kept the processors busy, a head took four times as long (docs/performance/speed.md). Call it before torch is
+    imported. What the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def total_memory() -> int | None:
     """Return the bytes of memory that this process can have at most; None if the system does not report it."""
     limits = [limit for limit, _ in _memory_limits()]

@@ -30,6 +30,7 @@ from medsegai.networks.memory import keep_freed_memory
 from medsegai.progress import Progress, ProgressEvent
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.system.guarding import attempt
+from medsegai.system.machine import wait_without_spinning
 from medsegai.worker.array_transfer import ExchangeFolder, blocks, remove_abandoned, take_block
 from medsegai.worker.protocol import (
     ALIVE,
@@ -94,6 +95,7 @@ def main(segment: Segment | None = None) -> None:
     faulthandler.enable(sys.stderr)
     _leave_terminal()
     keep_freed_memory()
+    wait_without_spinning()
     incoming, outgoing = _take_pipes()
     work = WORK if segment is None else {**WORK, SEGMENT: segment}
     Worker(work, incoming, outgoing, _warm_up if segment is None else None).run()
