@@ -106,6 +106,17 @@ def test_writing_into_a_received_array_leaves_the_file_alone(tmp_path: Path) -> 
     np.testing.assert_array_equal(np.load(tmp_path / name), np.zeros(3))
 
 
+def test_a_full_disk_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's own error has numbers of items alone, as the write of a part of an array to a full disk shows."""
+
+    def full(path: Path, array: np.ndarray, allow_pickle: bool) -> None:
+        raise OSError(f"{array.size} requested and 7 written")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OutputError, match="cannot be written: no space is left"):
+        protocol.pack_array(np.zeros(9), tmp_path)
+
+
 def test_an_array_that_would_run_code_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / NAME, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(WorkerError, match=NAME):

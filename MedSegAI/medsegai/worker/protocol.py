@@ -103,9 +103,9 @@ def pack_array(array: NDArray[np.generic], exchange: Path) -> str:
     path = exchange / f"{uuid.uuid4().hex}.npy"
     try:
         np.save(path, array, allow_pickle=False)
-    except OSError as error:
+    except OSError as error:  # without a number, NumPy wrote less than it wanted to
         raise OutputError(
-            f"The temporary file {path} cannot be written: {error.strerror or error}. "
+            f"The temporary file {path} cannot be written: {error.strerror or 'no space is left'}. "
             "Free space on that disk, or choose another temporary folder."
         ) from error
     return path.name
