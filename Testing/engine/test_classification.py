@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, RequestError
 from medsegai.evaluation import classification
 from medsegai.evaluation.classification import (
     ClassifiedPictures,
@@ -144,7 +144,7 @@ def test_table_and_files(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_judged() -> None:
-    with pytest.raises(InputError, match="specificity"):
+    with pytest.raises(RequestError, match="specificity"):
         classification_figures(made(10), 1.0)
     with pytest.raises(InputError, match="0 pictures"):
         judged(np.zeros(0, int), np.zeros((0, 2)))

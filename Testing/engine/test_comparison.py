@@ -94,6 +94,7 @@ def test_a_network_that_cannot_learn_is_named(
     arguments = ["compare", str(tmp_path / "compare.toml"), "-o", str(tmp_path / "out")]
     assert main([*arguments, "--device", "cpu"]) == 4
     assert "unet plain, from scratch, seed 1: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "nothing is left of a comparison that learned nothing"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from medsegai.errors import InputError
+from medsegai.errors import InputError, RequestError
 from medsegai.evaluation.calibration import Decisions, Reliability, fit_temperature, reliability
 from medsegai.io import atomic_path, write_table
 from medsegai.io.picture_sets import PictureSet
@@ -170,6 +170,14 @@ class ClassificationFigures:
         return [*found, ("Calibration error", calibration)]
 
 
+def check_specificity(specificity: float) -> None:
+    """Raise RequestError: the specificity is not between 0 and 1."""
+    if not 0 < specificity < 1:
+        raise RequestError(
+            f"--specificity must be more than 0 and less than 1, not {specificity:g}."
+        )
+
+
 def classification_figures(
     judged: ClassifiedPictures, specificity: float = SPECIFICITY
 ) -> ClassificationFigures:
@@ -180,10 +188,9 @@ def classification_figures(
         specificity: share of the negative pictures that must be decided negative, above 0 and below 1.
 
     Raises:
-        InputError: the specificity is not between 0 and 1.
+        RequestError: the specificity is not between 0 and 1.
     """
-    if not 0 < specificity < 1:
-        raise InputError(f"The specificity must lie between 0 and 1, not {specificity:g}.")
+    check_specificity(specificity)
     decisions = Decisions(judged.probabilities, judged.truth)
     count = len(judged.classes)
     confusion = np.zeros((count, count), np.int64)

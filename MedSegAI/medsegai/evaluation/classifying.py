@@ -14,6 +14,7 @@ from medsegai.errors import OutputError, RequestError
 from medsegai.evaluation.classification import (
     ClassificationFigures,
     ClassifiedPictures,
+    check_specificity,
     classification_figures,
     write_classified,
     write_figures,
@@ -53,10 +54,7 @@ class Classifying:
 
     def __post_init__(self) -> None:
         """Raises RequestError: the specificity is not between 0 and 1."""
-        if not 0 < self.specificity < 1:
-            raise RequestError(
-                f"--specificity must be more than 0 and less than 1, not {self.specificity:g}."
-            )
+        check_specificity(self.specificity)
 
 
 @dataclass(frozen=True, eq=False)

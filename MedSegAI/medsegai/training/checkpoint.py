@@ -83,15 +83,15 @@ def claimed(folder: Path, alone: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make a folder if it is missing, and remove it again if it is still empty at the end of the block."""
-    missing = not folder.exists()
+    """Make a folder and those around it if they are missing; remove what is still empty at the end of the block."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
-        if missing:
-            with contextlib.suppress(OSError):  # it holds something
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # one holds something
+            for path in missing:
+                path.rmdir()
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
