@@ -83,7 +83,7 @@ def claimed(folder: Path, alone: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make a folder and those around it if they are missing; remove what is still empty at the end of the block."""
+    """Make a folder and those around it if they are missing; remove what is empty at the end of the block."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
