@@ -16,8 +16,9 @@ import nibabel
 import numpy as np
 import pytest
 
-import fake_engine
 import medsegai
+import warm
+from ending_batches import KILLED, ended_at_access, ended_at_move
 from medsegai.cli import main
 from medsegai.errors import OutputError
 from medsegai.io import atomic_path, files_together
@@ -27,45 +28,6 @@ from medsegai.output.result_files import recorded_hashes
 from medsegai.system import locks
 from medsegai.system.locks import reserved
 
-KILLED_AT = """
-    import os, runpy, sys
-    from pathlib import Path
-
-    script, at, *sys.argv = sys.argv[1:]
-    replace, moves = os.replace, []
-
-    def counting(source, target):
-        if Path(target).name.startswith("a"):
-            if len(moves) == int(at):
-                os._exit(137)
-            moves.append(target)
-        replace(source, target)
-
-    os.replace = counting
-    sys.argv.insert(0, script)
-    runpy.run_path(script, run_name="__main__")
-"""
-KILLED_AT_EVENT = """
-    import os, runpy, sys
-
-    script, folder, at, *sys.argv = sys.argv[1:]
-    touched = []
-
-    def count(event, arguments):
-        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
-            if any(isinstance(place, (str, os.PathLike)) and folder in str(place) for place in arguments):
-                if len(touched) == int(at):
-                    os._exit(137)
-                touched.append(event)
-
-    sys.addaudithook(count)
-    sys.argv.insert(0, script)
-    try:
-        runpy.run_path(script, run_name="__main__")
-    finally:
-        print(len(touched))
-"""
-"""Kills before the so many-th time that anything in a folder is opened, moved, made or removed."""
 PARTS = 4  # segmentation, uncertainty, preview, report
 
 
@@ -90,19 +52,18 @@ def words(tmp_path: Path, model: str, *more: str) -> list[str]:
 
 
 def killed(tmp_path: Path, model: str, moves: int, *more: str) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_AT), fake_engine.__file__, str(moves)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([*command, *words(tmp_path, model, *more)], env=environment)
-    assert run.returncode == 137
+    given = (moves, words(tmp_path, model, *more))
+    process = warm.start(ended_at_move, *given, output=tmp_path / "said")
+    process.join()
+    assert process.exitcode == KILLED, (tmp_path / "said").read_text()
 
 
-def killed_at_event(tmp_path: Path, model: str, at: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_AT_EVENT), fake_engine.__file__]
-    command += [str(tmp_path / "out"), str(at)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        [*command, *words(tmp_path, model, "--resume")], env=environment, stdout=-1, text=True
-    )
+def killed_at_access(tmp_path: Path, model: str, at: int) -> tuple[int | None, str]:
+    """The exit code, and what was printed."""
+    given = (str(tmp_path / "out"), at, words(tmp_path, model, "--resume"))
+    process = warm.start(ended_at_access, *given, output=tmp_path / "said")
+    process.join()
+    return process.exitcode, (tmp_path / "said").read_text()
 
 
 def check_all_whole(out: Path) -> None:
@@ -143,15 +104,16 @@ def test_a_batch_killed_at_any_moment_and_again_ends_as_one_that_was_not(
     """Each run is killed before a random access to the folder of results; the next goes on where it was."""
     for seed, name in enumerate("ab"):
         save(tmp_path / "scans" / f"{name}.nii.gz", seed)
-    whole = killed_at_event(tmp_path, model, 10**9)
-    assert whole.returncode == 0
+    code, said = killed_at_access(tmp_path, model, 10**9)
+    assert code == 0, said
+    accesses = int(said.split()[-1])
     check_all_whole(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     chance, kills = random.Random(os.environ.get("MEDSEGAI_SEED", "13")), 0
     for _ in range(4):
-        run = killed_at_event(tmp_path, model, chance.randrange(int(whole.stdout.split()[-1])))
-        kills += run.returncode == 137
-        assert run.returncode in (0, 137), "what was left behind is no obstacle"
+        code, said = killed_at_access(tmp_path, model, chance.randrange(accesses))
+        kills += code == KILLED
+        assert code in (0, KILLED), f"what was left behind is no obstacle: {said}"
     assert kills
     assert main(words(tmp_path, model, "--resume")) == 0
     check_all_whole(tmp_path / "out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import shutil
 import subprocess
@@ -195,35 +195,45 @@ def test_what_is_not_ones_own_is_not_removed(
 # machines
 
 
-ONE_AFTER_ANOTHER = """
-import json, sys
-from medsegai.cli import main
-for words in json.loads(sys.argv[1]):
+ENCODINGS = ("cp932", "gbk", "cp950", "cp1251", "cp1252", "ascii", "utf-8")
+
+
+def helps_and_table(segmentation: Path) -> tuple[list[str], ...]:
+    return ["segment", "--help"], ["export", "--help"], ["measure", str(segmentation)]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_gets_the_table(
+    encoding: str, segmentation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in helps_and_table(segmentation):
+        written = {name: io.BytesIO() for name in ("stdout", "stderr")}
+        with monkeypatch.context() as patch:
+            for name, into in written.items():
+                patch.setattr(sys, name, io.TextIOWrapper(into, encoding, write_through=True))
+            assert code_of(words) == 0
+            assert written["stdout"].getvalue().decode(encoding)
+            assert written["stderr"].getvalue() == b""
+
+
+def code_of(words: list[str]) -> int:
     try:
-        code = main(words)
-    except SystemExit as end:
-        code = end.code
-    assert not code, (words, code)
-    print("\\n[done]")
-"""
-"""Runs commands, each of which must end well."""
+        return main(words)
+    except SystemExit as end:  # of argparse, after a help
+        return int(end.code or 0)
 
 
-@pytest.mark.parametrize(
-    "encoding", ["cp932", "gbk", "cp950", "cp1251", "cp1252", "ascii", "utf-8"]
-)
-def test_every_encoding_gets_the_table(encoding: str, segmentation: Path) -> None:
-    """Three commands in one process, because most of their time is its start."""
-    commands = (["measure", str(segmentation)], ["segment", "--help"], ["export", "--help"])
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(commands)],
-        env=os.environ | {"PYTHONIOENCODING": encoding},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.decode(encoding).count("\n[done]\n") == len(commands)
-    assert not done.stderr
+def test_a_process_of_an_encoding_gets_the_table(segmentation: Path) -> None:
+    for words in helps_and_table(segmentation):
+        done = subprocess.run(
+            [sys.executable, "-m", "medsegai", *words],
+            env=os.environ | {"PYTHONIOENCODING": ENCODINGS[0]},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        done.stdout.decode(ENCODINGS[0])
+        assert not done.stderr
 
 
 @posix
