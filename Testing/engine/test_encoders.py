@@ -50,6 +50,22 @@ def test_an_image_becomes_five_levels_each_of_half_the_size(name: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_that_waits_for_its_weights_gets_no_random_ones(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be none on the device "meta", and torch would import its compiler for them, at each start."""
+
+    def refused(weight: torch.Tensor, mode: str, nonlinearity: str) -> None:
+        raise AssertionError("random numbers")
+
+    monkeypatch.setattr(nn.init, "kaiming_normal_", refused)
+    with torch.device("meta"):
+        assert build_encoder(name, 3) is not None
+    with pytest.raises(AssertionError, match="random numbers"):
+        build_encoder(name, 3)
+
+
 def test_an_unknown_encoder_is_refused_with_the_names_of_the_known() -> None:
     with pytest.raises(ModelError, match=r"encoder 'resnet19' is unknown.*resnet18"):
         build_encoder("resnet19")

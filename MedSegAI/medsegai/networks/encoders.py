@@ -66,8 +66,12 @@ def build_encoder(name: str, channels: int = 3) -> Encoder:
 
 
 def _initialise(encoder: Encoder) -> None:
+    """Give convolutions random weights, except on the device "meta".
+
+    There they would be none, and torch would import its compiler for them, which takes as long as torch itself.
+    """
     for layer in encoder.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
