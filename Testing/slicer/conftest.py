@@ -120,11 +120,13 @@ def fake_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def editing(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def editing(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A scan that an AI segmented, in the Segment Editor with the effect AI correct."""
     from correction_help import bench
 
-    return bench(mrml, monkeypatch)
+    made = bench(mrml, monkeypatch)
+    yield made
+    made.panel.cleanup()
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from correction_help import (
     paint_doubt,
     scan,
 )
+from MedSegAILib.correction.close_guard import CloseGuard
 from MedSegAILib.panel import dialogs
 from MedSegAILib.scene import Scene, segment_id
 from MedSegAILib.uncertain_regions import UNCERTAINTY
@@ -37,7 +40,7 @@ FIRST, SECOND = (8, 9, 20), (8, 9, 6)  # k, j, i: in the right, then in the left
 
 
 @pytest.fixture
-def walking(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def walking(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A scan whose AI doubted at two places, in the Segment Editor with the first segment selected."""
     source = scan(mrml, PLACES["plain"], None)
     scene = Scene(mrml)
@@ -49,7 +52,8 @@ def walking(mrml: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
     result = dataclasses.replace(answer(scene, source, True), entropy=image)
     made = opened(mrml, monkeypatch, source, scene.write(source, result))
     made.show_slice(8)
-    return made
+    yield made
+    made.panel.cleanup()
 
 
 @pytest.fixture
@@ -354,6 +358,28 @@ def test_a_scene_is_closed_without_a_question_where_nothing_is_pending_or_nobody
     walking.scene.InvokeEvent(walking.scene.StartCloseEvent)
     assert walking.tool.strokes == 0
     assert questions["asked"] == []
+
+
+def test_an_effect_that_is_gone_is_not_asked_by_its_scene() -> None:
+    """The scene may be removed together with it, and then calls nothing of it."""
+    asked: list[str] = []
+
+    class Tool:
+        def leave(self, may_apply: Any = None) -> bool:
+            asked.append("asked")
+            return False
+
+    scene, tool = slicer.vtkMRMLScene(), Tool()
+    guard = CloseGuard(tool, lambda text: True)  # type: ignore[arg-type]
+    guard.watch(scene, None)
+    guard.watch(scene, None)
+    scene.Clear(0)
+    assert asked == ["asked"], "it is watched once"
+    guard.itself = guard  # type: ignore[attr-defined]  # as an effect and its editor refer to each other
+    del guard
+    gc.collect()
+    scene.Clear(0)
+    assert asked == ["asked"]
 
 
 def test_closing_slicer_asks_about_strokes_and_lets_slicer_ask_whether_to_save(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import slicer.util
@@ -23,32 +24,35 @@ class CloseGuard:
 
     def __init__(self, tool: CorrectionTool, may_save: Callable[[str], bool]) -> None:
         self._tool, self._may_save = tool, may_save
-        self._scene: MRMLScene = None
-        self._tag = 0
+        self._forget_scene: Callable[[], object] = _nothing
         self._window: Widget = None
         self._filter: Widget = None
 
     def watch(self, scene: MRMLScene, window: Widget) -> None:
-        """Begin, with the scene and the main window, each of which may be None."""
+        """Begin, with the scene and the main window, each of which may be None.
+
+        The scene does not keep the guard: it may outlive the effect, or be removed together with it.
+        """
         from MedSegAILib.panel.closing import CloseFilter  # late, because it imports the panel
 
         self.release()
         if scene is not None:
-            self._scene = scene
-            self._tag = scene.AddObserver(scene.StartCloseEvent, self._on_scene_closes, FIRST)
+            react = weakref.WeakMethod(self._on_scene_closes)
+            tag = scene.AddObserver(scene.StartCloseEvent, lambda *_: _call(react), FIRST)
+            self._forget_scene = weakref.finalize(self, scene.RemoveObserver, tag)
+            self._forget_scene.atexit = False
         if window is not None:
             self._window, self._filter = window, CloseFilter()
             self._filter.watch(window, self._leave)
 
     def release(self) -> None:
         """End, because the effect is left."""
-        if self._scene is not None:
-            self._scene.RemoveObserver(self._tag)
+        self._forget_scene()
         if self._window is not None:
             self._window.removeEventFilter(self._filter)
-        self._scene = self._window = self._filter = None
+        self._forget_scene, self._window, self._filter = _nothing, None, None
 
-    def _on_scene_closes(self, _scene: MRMLScene, _event: str) -> None:
+    def _on_scene_closes(self) -> None:
         if self._tool.leave(self._may_save):
             slicer.util.openSaveDataDialog()
 
@@ -56,3 +60,13 @@ class CloseGuard:
         """Apply or discard the strokes. The window may then close, and Slicer itself asks whether to save."""
         self._tool.leave()
         return True
+
+
+def _call(react: weakref.WeakMethod[Callable[[], None]]) -> None:
+    method = react()
+    if method is not None:
+        method()
+
+
+def _nothing() -> None:
+    """Do nothing, because no scene is watched."""
