@@ -81,8 +81,13 @@ exit codes:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; the documentation is checked against it."""
+def build_parser(asked: str = "") -> argparse.ArgumentParser:
+    """The whole command line; the documentation is checked against it.
+
+    Args:
+        asked: the first word of a line. If it is a command, the others are left out, because to describe them all
+            takes several times as long.
+    """
     parser = Parser(
         prog="medsegai",
         description=f"AI segmentation of medical images. {NOT_FOR_DIAGNOSIS}",
@@ -92,20 +97,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"medsegai {__version__}")
     help_alone(parser)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in COMMANDS:
+    alone = [command for command in COMMANDS if command.__name__.rpartition(".")[2] == asked]
+    for command in alone or COMMANDS:
         command.add_parser(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; argparse itself exits with 2 on unknown options."""
+    words = list(sys.argv[1:] if argv is None else argv)
     sound_streams()
     with visible_streams(), terminable():
-        parser = build_parser()
+        parser = build_parser(*words[:1])
         complete(parser)
         keep_freed_memory()
         wait_without_spinning()
-        return _run(parser.parse_args(argv))
+        return _run(parser.parse_args(words))
 
 
 def _run(arguments: argparse.Namespace) -> int:

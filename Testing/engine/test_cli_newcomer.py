@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsegai.cli import main
+from medsegai.cli import COMMANDS, build_parser, main
 from medsegai.commands.parsing import suggestion
 from medsegai.errors import ModelError, OutputError
 from medsegai.io import write_segmentation
 from medsegai.labels import Label
 from medsegai.models.catalogue import BUNDLED_MODELS
 from medsegai.volume import Geometry, Volume
+from test_cli import subcommands
 
 Capture = pytest.CaptureFixture[str]
 
@@ -192,6 +193,19 @@ def test_what_is_not_ones_own_is_not_removed(
     assert (BUNDLED_MODELS / "brain" / "card.json").is_file()
 
 
+# commands
+
+
+def test_a_command_is_described_alone_as_among_all() -> None:
+    """`main` leaves the others out; what it does with a word that is not a command concerns all."""
+    helps = {name: it.format_help() for name, it in subcommands(build_parser(), "medsegai")}
+    words = {name.split()[1] for name in helps}
+    assert len(words) == len(COMMANDS)
+    for word in words:
+        alone = {name: it.format_help() for name, it in subcommands(build_parser(word), "medsegai")}
+        assert alone == {name: help for name, help in helps.items() if name.split()[1] == word}
+
+
 # machines
 
 
@@ -295,7 +309,7 @@ def test_the_package_runs_from_a_zip_archive(tmp_path: Path) -> None:
     temporary.mkdir()
     code = (
         "import medsegai, sys; assert '.zip' in medsegai.__file__, medsegai.__file__; "
-        "from medsegai.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from medsegai.cli import COMMANDS, build_parser, main; sys.exit(main(sys.argv[1:]))"
     )
     for words in (["models", "verify"], ["refine", "--help"]):
         done = subprocess.run(

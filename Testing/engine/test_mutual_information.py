@@ -116,7 +116,7 @@ def test_members_that_say_the_same_share_all_their_doubt() -> None:
 
 def test_mirrored_passes_are_the_members_of_a_fold_alone(shared_data: Path) -> None:
     """On a real scan, against the passes one by one; and the labels are those of their mean."""
-    path = shared_data / "Dataset004_Hippocampus" / "imagesTr" / "hippocampus_019_0000.nii.gz"
+    path = shared_data / "Dataset004_Hippocampus" / "imagesTr" / "hippocampus_099_0000.nii.gz"
     plainly = SegmentationRequest(
         (path,), ("hippocampus",), device="cpu", precision="fp32", refine=False
     )
@@ -148,7 +148,7 @@ def test_mirrored_passes_are_the_members_of_a_fold_alone(shared_data: Path) -> N
 
 
 def test_one_member_alone_differs_from_nobody(shared_data: Path) -> None:
-    path = shared_data / "Dataset004_Hippocampus" / "imagesTr" / "hippocampus_019_0000.nii.gz"
+    path = shared_data / "Dataset004_Hippocampus" / "imagesTr" / "hippocampus_099_0000.nii.gz"
     result = engine.segment(
         SegmentationRequest(
             (path,), ("hippocampus",), device="cpu", mirroring=False, uncertainty=True
