@@ -60,7 +60,7 @@ FIGURES = ("dice", "hd95_mm", "assd_mm")
 
 
 def made_head() -> Draft:
-    """256³ voxels in 32 structures of a sixth of the volume together, with speckles, cavities and doubt."""
+    """256³ voxels in 32 structures of a sixth of the volume together, with speckles, cavities and uncertainty."""
     rng = np.random.default_rng(0)
     seeds = rng.uniform(0.25, 0.75, (STRUCTURES, 3)) * SIZE
     values = np.zeros((SIZE,) * 3, np.uint8)
@@ -146,12 +146,12 @@ def speed() -> str:
     plain = Draft(draft.labelmap, (), draft.image)
     ours: dict[str, tuple[NDArray[Any], float]] = {}
     for text in ("islands", "smoothing", "smoothing:keep_volume=no", "holes"):
-        ours[text] = _told(text, lambda t=text: apply_refinement(plain, parse(t)).labels)
+        ours[text] = _timed(text, lambda t=text: apply_refinement(plain, parse(t)).labels)
     single = Draft(draft.labelmap.with_voxels(voxels * (voxels == 1)), (), draft.image)
-    ours["level_set"] = _told(
+    ours["level_set"] = _timed(
         "level_set", lambda: apply_refinement(single, parse("level_set")).labels
     )
-    ours["snap"] = _told("snap", lambda: apply_refinement(draft, parse("snap")).labels)
+    ours["snap"] = _timed("snap", lambda: apply_refinement(draft, parse("snap")).labels)
     whole = {
         "islands": whole_islands,
         "smoothing:keep_volume=no": whole_smoothing,
@@ -166,7 +166,7 @@ def speed() -> str:
             lines.append(f"| `{text}` | {taken:.1f} | | | |")
             continue
         given = single if text == "level_set" else plain
-        other, longer = _told(f"whole volume, {text}", lambda t=text, g=given: whole[t](g))
+        other, longer = _timed(f"whole volume, {text}", lambda t=text, g=given: whole[t](g))
         differing = _differing(text, voxels, found, other)
         lines.append(
             f"| `{text}` | {taken:.1f} | {longer:.1f} | {longer / taken:.1f} | {differing} |"
@@ -175,7 +175,7 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-def _told(name: str, work: Callable[[], NDArray[Any]]) -> tuple[NDArray[Any], float]:
+def _timed(name: str, work: Callable[[], NDArray[Any]]) -> tuple[NDArray[Any], float]:
     result, taken = timed(work)
     print(f"{name}: {taken:.1f} s", file=sys.stderr, flush=True)
     return result, taken

@@ -1,4 +1,4 @@
-"""What a brain model makes of scans that are worse than usual, of its own doubts, and of the same head twice.
+"""How a brain model deals with scans worse than usual, how it judges itself, and the same head twice.
 
     python Testing/bench/spoiled.py scans --cases 3
     python Testing/bench/spoiled.py flags

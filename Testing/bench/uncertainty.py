@@ -1,4 +1,4 @@
-"""How far a brain model's doubts can be believed on scans it never saw, drawn by hand: MALC 2012.
+"""How far the uncertainty of a brain model can be believed on scans labelled by hand (MALC 2012).
 
     python Testing/bench/uncertainty.py -o malc-views
     python Testing/bench/uncertainty.py -o malc-dropout --cases 4 --dropout-passes 5 --refinement none
