@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +65,17 @@ class KeptChoices:
     refined_image: VolumeNode = field(default=None, metadata=NOT_IN_JSON)
 
 
+NEVER_KEPT = frozenset({"anyway"})
+"""Options that a scene does not keep: whether to segment an unsuitable scan is asked for each one."""
+
+
+def _kept(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in NEVER_KEPT}
+
+
 def to_texts(kept: KeptChoices) -> dict[str, str]:
     """Return the text of each choice that is not a node, by its name."""
+    kept = replace(kept, options=_kept(kept.options))
     return {name: json.dumps(value) for name, value in to_json(kept).items()}
 
 
@@ -102,7 +111,7 @@ def _value(name: str, text: str) -> Any:
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those options that a request takes, with the types that it gives them."""
     checked = {}
-    for name, value in options.items():
+    for name, value in _kept(options).items():
         try:
             checked[name] = _checked_option(name, value)
         except (RequestError, TypeError) as error:

@@ -563,6 +563,13 @@ def test_an_unknown_model_leaves_the_channels_of_another_alone(
     assert list(page.panel.choice().nodes.values()) == [third, None]
 
 
+def test_whether_to_segment_an_unsuitable_scan_is_asked_again() -> None:
+    """Neither a saved scene nor one of a stranger answers for a scan that nobody looked at."""
+    options = {"anyway": True, "uncertainty": False}
+    assert json.loads(to_texts(KeptChoices(options=options))["options"]) == {"uncertainty": False}
+    assert from_texts({"options": json.dumps(options)}, {}).options == {"uncertainty": False}
+
+
 def test_texts_are_read_back_as_they_were_written() -> None:
     options = {"tile_step": 0.1, "members": ("axial; <b>", 'é漢"'), "seed": 3}
     kept = KeptChoices(
