@@ -20,10 +20,13 @@ from dicom_files import write_series
 from export_cases import LABELS, complaints, described, drawn, scan
 from images import DIRECTIONS
 from medsegai.cli import main
+from medsegai.errors import Cancelled
+from medsegai.export.files import Exports, Inputs, export
 from medsegai.export.outlines import outlines
 from medsegai.io import write_segmentation
 from medsegai.labels import Label
 from medsegai.volume import Geometry, Volume
+from stop_points import StopAt
 
 Points = NDArray[np.float64]
 
@@ -167,6 +170,22 @@ def test_without_a_series_there_is_no_structure_set(
     assert main(["export", f"{tmp_path}/case.seg.nrrd", "--rtstruct", f"{tmp_path}/rt.dcm"]) == 2
     assert "--dicom" in capsys.readouterr().err
     assert not (tmp_path / "rt.dcm").exists()
+
+
+def test_an_export_is_stopped_between_any_two_slices_and_leaves_nothing(tmp_path: Path) -> None:
+    labelmap, path = plate(tmp_path)
+    path.unlink()
+    before = {item.name for item in tmp_path.iterdir()}
+    inputs = Inputs(tmp_path / "case.seg.nrrd", tmp_path / "series")
+    whole = StopAt()
+    export(inputs, Exports(rtstruct=path), whole)
+    planes = sum(int(np.ptp(np.nonzero(labelmap.voxels == value)[0])) + 1 for value in (3, 400))
+    assert whole.checks >= planes
+    path.unlink()
+    for point in range(whole.checks):
+        with pytest.raises(Cancelled):
+            export(inputs, Exports(rtstruct=path), StopAt(point))
+        assert {item.name for item in tmp_path.iterdir()} == before
 
 
 @pytest.mark.slow

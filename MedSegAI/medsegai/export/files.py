@@ -24,7 +24,7 @@ from medsegai.io import FilesTogether, check_output, files_together, on_grid, re
 from medsegai.labels import Label
 from medsegai.measurements import structures
 from medsegai.models.catalogue import find_card
-from medsegai.progress import Progress
+from medsegai.progress import Check, Progress
 from medsegai.volume import Volume
 
 ENDINGS = {
@@ -283,14 +283,18 @@ def write(
     total = len(exports.files()) + len(planned)
     folder = nullcontext() if exports.surfaces is None else _Folder(exports.surfaces)
     with folder, files_together() as files:
-        for done, _ in enumerate(_written(exports, work, planned, files)):
+        for done, _ in enumerate(_written(exports, work, planned, files, progress.check)):
             progress.step("write", done, total)
         progress.step("write", total, total)
     return (*exports.files().values(), *(path for _, path in planned))
 
 
 def _written(
-    exports: Exports, work: Work, planned: Sequence[tuple[Label, Path]], files: FilesTogether
+    exports: Exports,
+    work: Work,
+    planned: Sequence[tuple[Label, Path]],
+    files: FilesTogether,
+    check: Check,
 ) -> Iterator[str]:
     """Write the outputs one after another beside their paths; yield the name of each before it is made."""
     segmentation: Any = None
@@ -307,7 +311,8 @@ def _written(
                 document = measurement_report(segmentation, work.source, work.rows, maker)
                 dicom_seg.stored(document, partial)
             elif name == "rtstruct" and work.source is not None:
-                dicom_seg.stored(structure_set(work.case, work.source, work.made.maker), partial)
+                contours = structure_set(work.case, work.source, work.made.maker, check)
+                dicom_seg.stored(contours, partial)
             elif name == "report":
                 write_report(partial, work.content(exports.viewer))
             else:

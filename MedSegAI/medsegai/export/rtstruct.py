@@ -31,6 +31,7 @@ from medsegai.export.dicom_seg import (
 from medsegai.export.outlines import outlines
 from medsegai.export.surfaces import SPACES
 from medsegai.labels import Label
+from medsegai.progress import Check, unstoppable
 
 RT_STRUCTURE_SET = UID("1.2.840.10008.5.1.4.1.1.481.3")
 
@@ -40,13 +41,16 @@ DECIMALS = 4
 """The decimals of coordinates in mm, because DICOM's decimal strings have at most 16 characters."""
 
 
-def structure_set(case: Case, source: Source, maker: Maker) -> FileDataset:
+def structure_set(
+    case: Case, source: Source, maker: Maker, check: Check = unstoppable
+) -> FileDataset:
     """Return the RT Structure Set of a case.
 
     Args:
         case: the labels on the grid of the scan of `source`; structures without voxels are left out.
         source: the series from `dicom_seg.read_source`.
         maker: the maker of the labels.
+        check: called before each slice of each structure.
 
     Raises:
         InputError: the structures do not have voxels, or the headers of the series violate the standard.
@@ -61,7 +65,7 @@ def structure_set(case: Case, source: Source, maker: Maker) -> FileDataset:
         ]
         boxes = label_boxes(case.labelmap.voxels, [label.value for label in labels])
         made.ROIContourSequence = [
-            _contours(number, label, boxes[label.value], case, source)
+            _contours((number, label), boxes[label.value], case, source, check)
             for number, label in enumerate(labels, start=1)
         ]
         made.RTROIObservationsSequence = [
@@ -141,14 +145,20 @@ def _region(number: int, label: Label, frame: str, maker: Maker) -> Dataset:
 
 
 def _contours(
-    number: int, label: Label, box: tuple[slice, slice, slice], case: Case, source: Source
+    numbered: tuple[int, Label],
+    box: tuple[slice, slice, slice],
+    case: Case,
+    source: Source,
+    check: Check,
 ) -> Dataset:
     """Return all contours of a structure, slice by slice."""
+    number, label = numbered
     mask = case.labelmap.voxels[box] == label.value
     matrix = case.labelmap.geometry.ijk_to_ras
     starts = [side.start for side in box]
     found = []
     for k, plane in enumerate(mask, start=starts[0]):
+        check()
         for polygon in outlines(plane):
             points = np.array([(i + starts[2], j + starts[1], k) for j, i in polygon])
             found.append(_contour(points @ matrix[:3, :3].T + matrix[:3, 3], k, source))
