@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 import numpy as np
 import pydicom
@@ -144,13 +145,14 @@ def _region(number: int, label: Label, frame: str, maker: Maker) -> Dataset:
     )
 
 
-def _contours(
-    numbered: tuple[int, Label],
-    box: tuple[slice, slice, slice],
-    case: Case,
-    source: Source,
-    check: Check,
-) -> Dataset:
+Numbered: TypeAlias = tuple[int, Label]
+"""A structure and its number in the set."""
+
+Box: TypeAlias = tuple[slice, slice, slice]
+"""A part of a volume, (k, j, i)."""
+
+
+def _contours(numbered: Numbered, box: Box, case: Case, source: Source, check: Check) -> Dataset:
     """Return all contours of a structure, slice by slice."""
     number, label = numbered
     mask = case.labelmap.voxels[box] == label.value

@@ -72,10 +72,7 @@ class CaseJob:
             self.files.write(name, result, images[0], progress)
         except OF_THE_CASE as error:
             return Entry(name, CaseState.FAILED, message=str(error))
-        return self._remarked(Entry.done(name, result.report()))
-
-    def _remarked(self, entry: Entry) -> Entry:
-        return replace(entry, message=f"{self.remark} {entry.message}".strip())
+        return Entry.done(name, result.report()).remarked(self.remark)
 
     def ended(self) -> Entry | None:
         """Return the line of the table if the case was done since the batch began and all of its files exist."""
@@ -84,7 +81,7 @@ class CaseJob:
             return None
         if recorded_hashes(path) != self.files.outputs(name).hashes():
             return None
-        return self._remarked(read_report(path, name).entry)
+        return read_report(path, name).entry.remarked(self.remark)
 
     def absolute(self) -> CaseJob:
         """Return the same job with absolute paths, which are valid in any working folder."""
@@ -224,9 +221,7 @@ class Batch:
 
     def _take_up(self, name: str, case: Case, unfinished: set[str]) -> None:
         """Compare the files of a case with its report: the case is done, must be done again, or was changed."""
-        before = read_report(self._files.report(name), name)
-        entry = before.entry
-        outputs = self._files.outputs(name)
+        before, outputs = read_report(self._files.report(name), name), self._files.outputs(name)
         replaced = was_replaced(case.inputs, before.made.get(STATE))
         recorded, there = recorded_hashes(self._files.report(name)), outputs.hashes()
         changed = [part for part, digest in there.items() if recorded.get(part) != digest]
@@ -236,7 +231,7 @@ class Batch:
                 outputs.check(case.inputs, overwrite=True)
                 self._remarks[name] = REPLACED
             else:
-                self.entries[name] = entry
+                self.entries[name] = before.entry
         elif all(there[part] in unfinished for part in changed):
             outputs.check(case.inputs, overwrite=True)
         else:
@@ -244,7 +239,7 @@ class Batch:
             files = ", ".join(outputs.paths()[part].name for part in changed)
             note = f"{files} was changed after it was written, so it is kept as it is."
             note += " Its scan was replaced since." * replaced
-            self.entries[name] = replace(entry, message=f"{note} {entry.message}".strip())
+            self.entries[name] = before.entry.remarked(note)
 
     def run(self, work: Work) -> None:
         """Segment the cases that are not done.

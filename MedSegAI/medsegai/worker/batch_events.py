@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -69,6 +69,10 @@ class Entry:
         seconds = round(sum(report["seconds"].values()), 1)
         remarks = sum(bool(item["remarks"]) for item in report["structures"])
         return cls(case, CaseState.DONE, seconds, remarks, " ".join(report["warnings"]))
+
+    def remarked(self, remark: str) -> Entry:
+        """Return the line with a remark in front of its message."""
+        return replace(self, message=f"{remark} {self.message}".strip())
 
 
 @dataclass(frozen=True)
