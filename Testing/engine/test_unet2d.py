@@ -226,6 +226,7 @@ class Stop(Progress):
             raise Cancelled("stop")
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_ends_in_the_same_weights(
     trained: Path, tmp_path: Path
 ) -> None:
