@@ -44,6 +44,7 @@ def test_tests_and_documents_are_finished_and_name_no_one_machine() -> None:
             "Testing/**/*.py",
         )
         for path in sorted(REPOSITORY.glob(pattern))
+        if path.is_file()
     ]
     assert REPOSITORY / "Makefile" in files
     found = [

@@ -97,7 +97,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `pip install .` builds first."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a copy, so that no build folder appears in the checkout
-    shutil.copytree(MODULE, source / "MedSegAI", ignore=shutil.ignore_patterns("*.egg-info"))
+    left_out = shutil.ignore_patterns("*.egg-info", "__pycache__")  # which others may be writing
+    shutil.copytree(MODULE, source / "MedSegAI", ignore=left_out)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
