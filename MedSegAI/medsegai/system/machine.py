@@ -34,13 +34,16 @@ def usable_cores() -> int:
 
 
 def wait_without_spinning() -> None:
-    """Make threads of OpenMP sleep while they wait for each other.
+    """Make threads of OpenMP sleep while they wait for each other, after a moment.
 
     Threads that spin take the processors from other programs, and from the thread that they wait for: where others
-    kept the processors busy, a head took four times as long (docs/performance/speed.md). Call it before torch is
+    kept the processors busy, a head took more than twice as long (docs/performance/speed.md). GCC's OpenMP spins a
+    thousand times first, without which a head took a fifth longer on free processors. Call it before torch is
     imported. What the user has set stays.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def total_memory() -> int | None:
