@@ -47,6 +47,10 @@ def test_no_column_is_lost(measurements: ModuleType) -> None:
     assert list(row.values()) == [1.0, 2.0, 3.0]
 
 
+def test_a_table_without_rows_is_no_measurement(measurements: ModuleType) -> None:
+    assert measurements.tables_of("| a | b |\n| --- | --- |\n") == []
+
+
 def test_a_run_is_kept_with_its_conditions(
     measurements: ModuleType,
     tmp_path: Path,

@@ -88,11 +88,11 @@ def history(bench: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
 
 
 def tables_of(markdown: str) -> list[Table]:
-    """The Markdown tables of a text, each as its rows, which map the heading of a column to the value below it."""
+    """The Markdown tables with rows in a text; a row maps the heading of each column to the value below it."""
     found: list[Table] = []
     for block in re.findall(r"(?:^\|.*\|$\n?){2,}", markdown, re.MULTILINE):
         heading, rule, *lines = [_cells(line) for line in block.splitlines()]
-        if all(re.fullmatch(r":?-+:?", cell) for cell in rule):
+        if lines and all(re.fullmatch(r":?-+:?", cell) for cell in rule):
             names = _distinct(heading)
             found.append([dict(zip(names, map(_value, row), strict=True)) for row in lines])
     return found
