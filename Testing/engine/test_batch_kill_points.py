@@ -34,7 +34,7 @@ def test_a_batch_that_ends_at_some_accesses_is_resumed(
     layout: str, name: str, tmp_path: Path
 ) -> None:
     """At other ones in each run; all of them in the slow test."""
-    run(tmp_path, layout, name, "alone", some_access(160), "160")
+    run(tmp_path, layout, name, "alone", some_access(80), "80")
 
 
 def some_access(before: int) -> str:
@@ -43,7 +43,7 @@ def some_access(before: int) -> str:
 
 def test_a_batch_on_workers_whose_driver_is_killed_is_resumed(tmp_path: Path) -> None:
     """While a worker writes a case of a BIDS dataset; at all of its accesses in the slow test."""
-    run(tmp_path, "bids", "SIGKILL", "worker", some_access(60))
+    run(tmp_path, "bids", "SIGKILL", "worker", some_access(20))
 
 
 @pytest.mark.slow
