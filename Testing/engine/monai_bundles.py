@@ -263,22 +263,29 @@ def save_image(path: Path, voxels: NDArray[np.float32], matrix: NDArray[np.float
     return path
 
 
-def monai_answer(folder: Path, image: Path) -> NDArray[np.uint8]:
-    """What MONAI saves for one image: (x, y, z), or (x, y, z, region); (x, y) for a picture."""
+def run_monai(folder: Path, image: Path, **given: str) -> None:
+    """Let MONAI run a bundle on the folder of an image; `given` goes to its workflow."""
     from monai.bundle import ConfigWorkflow
 
-    (config,) = [path for path in (folder / "configs").iterdir() if path.stem == "inference"]
+    (config,) = [
+        path for path in (folder / "configs").iterdir() if path.stem.lower() == "inference"
+    ]
     workflow = ConfigWorkflow(
         config_file=str(config),
-        meta_file=str(folder / "configs/metadata.json"),
         workflow_type="infer",
         logging_file=False,
         bundle_root=str(folder),
         dataset_dir=str(image.parent),
+        **given,
     )
     workflow.initialize()
     workflow.run()
     workflow.finalize()
+
+
+def monai_answer(folder: Path, image: Path) -> NDArray[np.uint8]:
+    """What MONAI saves for one image: (x, y, z), or (x, y, z, region); (x, y) for a picture."""
+    run_monai(folder, image, meta_file=str(folder / "configs/metadata.json"))
     (saved,) = (path for path in (folder / "eval").rglob("*") if path.is_file())
     is_picture = saved.suffix == ".png"
     answer = np.asarray(Image.open(saved)).T if is_picture else nibabel.load(saved).get_fdata()

@@ -91,25 +91,11 @@ def test_what_monai_allows_around_the_sections_is_allowed_here(
     variant: str, tmp_path: Path
 ) -> None:
     """MONAI runs each of them."""
-    from monai.bundle import ConfigWorkflow
-
     folder = Bundle().write(tmp_path / "spleen_ct")
     ALLOWED[variant](folder)
     voxels, matrix = monai_bundles.smooth_image((20, 18, 16)), monai_bundles.affine((1.5, 1.5, 2.0))
     image = monai_bundles.save_image(tmp_path / "data" / "a.nii.gz", voxels, matrix)
-    (config,) = [
-        path for path in (folder / "configs").iterdir() if path.stem.lower() == "inference"
-    ]
-    workflow = ConfigWorkflow(
-        config_file=str(config),
-        workflow_type="infer",
-        logging_file=False,
-        bundle_root=str(folder),
-        dataset_dir=str(image.parent),
-    )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    monai_bundles.run_monai(folder, image)
     assert import_model(folder, tmp_path / "new") is not None
 
 

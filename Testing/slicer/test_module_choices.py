@@ -62,6 +62,15 @@ def segmentation(name: str = "Atlas") -> Any:
     return slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
 
 
+def segment_two(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segment the volumes One and Two."""
+    model_called(monkeypatch, "quick")
+    for name in ("One", "Two"):
+        page.panel.choose_input(head(name))
+        press(page, "segmentButton")
+        until(lambda: not page.controller.jobs._running)
+
+
 def choose_everything(page: Any) -> None:
     """Every choice is another than by default."""
     first, second, third = head("One"), head("Two"), head("Three")
@@ -244,11 +253,7 @@ def test_a_scene_that_is_only_looked_at_stays_as_it_is(
 def test_the_result_in_the_table_is_shown_again(
     scene: Any, page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model_called(monkeypatch, "quick")
-    for name in ("One", "Two"):
-        page.panel.choose_input(head(name))
-        press(page, "segmentButton")
-        until(lambda: not page.controller.jobs._running)
+    segment_two(page, monkeypatch)
     assert node_count() == 2
     find(page.parent, "resultSelector").setCurrentNode(slicer.util.getNode("One segmentation"))
     load(save(tmp_path / "case.mrb"))
@@ -259,11 +264,7 @@ def test_the_section_refine_is_shown_again(
     scene: Any, page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if it was about another segmentation than the table."""
-    model_called(monkeypatch, "quick")
-    for name in ("One", "Two"):
-        page.panel.choose_input(head(name))
-        press(page, "segmentButton")
-        until(lambda: not page.controller.jobs._running)
+    segment_two(page, monkeypatch)
     find(page.parent, "refineSelector").setCurrentNode(slicer.util.getNode("One segmentation"))
     find(page.parent, "refineImageSelector").setCurrentNode(slicer.util.getNode("Two"))
     choose(page, "refinementSelector", "currentIndex", 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TypeAlias
 
 import numpy as np
 import pydicom
@@ -33,6 +32,7 @@ from medsegai.export.outlines import outlines
 from medsegai.export.surfaces import SPACES
 from medsegai.labels import Label
 from medsegai.progress import Check, unstoppable
+from medsegai.volume import Box
 
 RT_STRUCTURE_SET = UID("1.2.840.10008.5.1.4.1.1.481.3")
 
@@ -66,7 +66,7 @@ def structure_set(
         ]
         boxes = label_boxes(case.labelmap.voxels, [label.value for label in labels])
         made.ROIContourSequence = [
-            _contours((number, label), boxes[label.value], case, source, check)
+            _contours(number, label, boxes[label.value], case, source, check)
             for number, label in enumerate(labels, start=1)
         ]
         made.RTROIObservationsSequence = [
@@ -145,16 +145,10 @@ def _region(number: int, label: Label, frame: str, maker: Maker) -> Dataset:
     )
 
 
-Numbered: TypeAlias = tuple[int, Label]
-"""A structure and its number in the set."""
-
-Box: TypeAlias = tuple[slice, slice, slice]
-"""A part of a volume, (k, j, i)."""
-
-
-def _contours(numbered: Numbered, box: Box, case: Case, source: Source, check: Check) -> Dataset:
+def _contours(
+    number: int, label: Label, box: Box, case: Case, source: Source, check: Check
+) -> Dataset:
     """Return all contours of a structure, slice by slice."""
-    number, label = numbered
     mask = case.labelmap.voxels[box] == label.value
     matrix = case.labelmap.geometry.ijk_to_ras
     starts = [side.start for side in box]
