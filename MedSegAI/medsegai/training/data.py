@@ -37,9 +37,12 @@ TRAINING, VALIDATION, BATCHES, DROPOUT, MIXTURE = range(5)
 
 @dataclass(frozen=True)
 class Sample:
-    """A volume: ``image`` (k, j, i), scaled as in inference, and ``targets`` (k, j, i), label indices from 1."""
+    """A volume: ``image`` (k, j, i), scaled as in inference, and ``targets`` (k, j, i), label indices from 1.
 
-    image: NDArray[np.float32]
+    A stored volume holds its image in eight bits, so whoever takes a part of it takes it through `scaled`.
+    """
+
+    image: NDArray[np.float32] | NDArray[np.uint8]
     targets: NDArray[np.uint8]
 
     @cached_property
@@ -47,6 +50,13 @@ class Sample:
         """For each axis (k, j, i), the indices of the planes that contain a target."""
         hits = (self.targets.any(axis=tuple({0, 1, 2} - {axis})) for axis in range(3))
         return tuple(np.flatnonzero(hit) for hit in hits)
+
+
+def scaled(image: NDArray[np.number]) -> NDArray[np.float32]:
+    """Return intensities from 0 to 1; stored volumes hold them in eight bits."""
+    if image.dtype == np.uint8:
+        return image.astype(np.float32) / np.float32(255.0)
+    return np.ascontiguousarray(image, dtype=np.float32)
 
 
 class SampleSource(Protocol):

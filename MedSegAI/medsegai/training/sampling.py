@@ -20,7 +20,7 @@ from medsegai.models.card import MemberCard
 from medsegai.preprocessing.views import VIEWS, View, thick_slices
 from medsegai.progress import Check, unstoppable
 from medsegai.training.config import SamplingConfig
-from medsegai.training.data import BATCHES, TRAINING, Sample, SampleSource, seed_for
+from medsegai.training.data import BATCHES, TRAINING, Sample, SampleSource, scaled, seed_for
 from medsegai.training.loss import boundaries
 
 Predict = Callable[[Tensor], Tensor]
@@ -154,11 +154,11 @@ def classes_of_targets(member: MemberCard, label_values: tuple[int, ...]) -> NDA
 
 def cut_batch(sample: Sample, task: ViewTask, indices: NDArray[np.int64]) -> SliceBatch:
     """Return the slices ``indices`` of one volume, as a view sees them."""
-    image = thick_slices(task.view.stack(sample.image), indices, task.slices)
+    image = scaled(thick_slices(task.view.stack(sample.image), indices, task.slices))
     targets = thick_slices(task.view.stack(sample.targets), indices, 3)
     classes = torch.from_numpy(task.class_of[targets])
     return SliceBatch(
-        torch.from_numpy(np.ascontiguousarray(image)),
+        torch.from_numpy(image),
         classes[:, 1].contiguous(),
         boundaries(classes),
     )

@@ -17,7 +17,7 @@ from medsegai.networks.compact_unet import CompactUNet
 from medsegai.networks.volumetric import build_network, smallest_multiple
 from medsegai.preprocessing.tiles import gaussian, tile_starts
 from medsegai.training.config import SamplingConfig, TrainingConfig
-from medsegai.training.data import DROPOUT, Sample, SampleSource, seed_for
+from medsegai.training.data import DROPOUT, Sample, SampleSource, scaled, seed_for
 from medsegai.training.loss import SegmentationLoss, boundaries_3d, member_weights
 from medsegai.training.sampling import Predict, classes_of_targets
 from medsegai.training.trainer import Trainer, TrainingProcess
@@ -109,13 +109,6 @@ class PatchTask:
             slice(int(i), None, self.fold),
         )
         return scaled(sample.image[box])[None], classes[at], touches[at]
-
-
-def scaled(image: NDArray[np.number]) -> NDArray[np.float32]:
-    """Return intensities from 0 to 1; stored volumes hold them in eight bits."""
-    if image.dtype == np.uint8:
-        return image.astype(np.float32) / np.float32(255.0)
-    return np.ascontiguousarray(image, dtype=np.float32)
 
 
 class PatchObjective(nn.Module):
