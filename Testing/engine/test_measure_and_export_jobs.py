@@ -30,6 +30,7 @@ from medsegai.volume import Geometry, Volume
 from medsegai.worker import measure_and_export_jobs, protocol
 from medsegai.worker.measure_and_export_jobs import export_segments, measure_segments, reference_of
 from medsegai.worker.requests import ExportRequest, MeasurementRequest, Part
+from stop_points import StopAt
 
 pytest.importorskip("highdicom")
 pytest.importorskip("manifold3d")
@@ -83,6 +84,16 @@ def test_segments_that_overlap_are_compared_across_parts() -> None:
     assert [row["voxels"] for row in rows] == [18, 12]
     assert [row["asymmetry_percent"] for row in rows] == pytest.approx([40.0, 40.0])
     assert rows[0]["mean"] is None
+
+
+def test_a_measurement_stops_before_any_structure() -> None:
+    request = MeasurementRequest((Part(drawn("oblique"), LABELS),), scan("oblique"))
+    whole = StopAt()
+    measure_segments(request, whole)
+    assert whole.checks >= 2 + len(LABELS)
+    for at in range(whole.checks):
+        with pytest.raises(Cancelled):
+            measure_segments(request, StopAt(at))
 
 
 def test_grey_values_of_a_scan_on_other_voxels() -> None:

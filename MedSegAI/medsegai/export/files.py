@@ -24,7 +24,7 @@ from medsegai.io import FilesTogether, check_output, files_together, on_grid, re
 from medsegai.labels import Label
 from medsegai.measurements import structures
 from medsegai.models.catalogue import find_card
-from medsegai.progress import Check, Progress
+from medsegai.progress import Check, Progress, unstoppable
 from medsegai.volume import Volume
 
 ENDINGS = {
@@ -195,9 +195,15 @@ class Work:
     entropy: Volume | None = None
 
     @classmethod
-    def of(cls, case: Case, made: Provenance, source: dicom_seg.Source | None = None) -> Work:
-        """Measure a case."""
-        rows = structures.measure(case.labelmap, case.labels, case.image, case.reference)
+    def of(
+        cls,
+        case: Case,
+        made: Provenance,
+        source: dicom_seg.Source | None = None,
+        check: Check = unstoppable,
+    ) -> Work:
+        """Measure a case. `check` is called before each structure."""
+        rows = structures.measure(case.labelmap, case.labels, case.image, case.reference, check)
         said = (*made.warnings, *case.notes, *structures.warnings_of(rows, case.reference))
         return cls(case, rows, made, tuple(dict.fromkeys(said)), source)
 
@@ -238,7 +244,7 @@ def export(
         source = dicom_seg.read_source(inputs.dicom)
     case = load_case(inputs.segmentation, inputs.dicom or inputs.image, inputs.model)
     made = provenance(inputs.segmentation, inputs.run, inputs.model, inputs.corrected)
-    work = Work.of(_as_in_the_card(case, made), made, source)
+    work = Work.of(_as_in_the_card(case, made), made, source, progress.check)
     if inputs.uncertainty is not None:
         entropy = read_entropy(inputs.uncertainty)
         work = replace(

@@ -19,6 +19,7 @@ from medsegai.io import atomic_path, write_table
 from medsegai.labels import Label, counterparts
 from medsegai.measurements import plausibility
 from medsegai.models.quality import Reference, sentences
+from medsegai.progress import Check, unstoppable
 from medsegai.volume import Box, Geometry, Volume, check_same_grid
 
 DIRECTIONS = tuple(step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0))
@@ -72,6 +73,7 @@ def measure(
     labels: Sequence[Label],
     image: Volume | None = None,
     reference: Reference | None = None,
+    check: Check = unstoppable,
 ) -> tuple[Measurement, ...]:
     """Measure every structure.
 
@@ -80,12 +82,14 @@ def measure(
         labels: the structures; those without voxels are included.
         image: the scan on the same grid; without it, grey values are NaN.
         reference: the plausible ranges of the model that the labels belong to; without it, fewer checks are made.
+        check: called before each structure.
 
     Returns:
         One entry per label, in their order.
 
     Raises:
         GeometryError: the scan and the labels have different grids.
+        Cancelled: the user asked to stop.
     """
     if image is not None:
         check_same_grid(
@@ -95,17 +99,18 @@ def measure(
             image.source or "the scan",
             "Name the scan that was segmented.",
         )
-    rows = with_asymmetry(_each_measured(labelmap, labels, image))
+    rows = with_asymmetry(_each_measured(labelmap, labels, image, check))
     remarks = plausibility.remarks(labelmap, labels, reference)
     return tuple(replace(row, remarks=remarks.get(row.label.value, ())) for row in rows)
 
 
 def _each_measured(
-    labelmap: Volume, labels: Sequence[Label], image: Volume | None
+    labelmap: Volume, labels: Sequence[Label], image: Volume | None, check: Check
 ) -> list[Measurement]:
     boxes = label_boxes(labelmap.voxels, [label.value for label in labels])
     rows = []
     for label in labels:
+        check()
         box = boxes.get(label.value)
         if box is None:
             rows.append(Measurement(label))

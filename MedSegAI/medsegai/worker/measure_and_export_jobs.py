@@ -20,7 +20,7 @@ from medsegai.io import on_grid, read_volume
 from medsegai.measurements.structures import Measurement, measure, with_asymmetry
 from medsegai.models.catalogue import find_card
 from medsegai.models.quality import Reference
-from medsegai.progress import Progress
+from medsegai.progress import Check, Progress
 from medsegai.volume import Volume
 from medsegai.worker.requests import (
     EXPORT_PATHS,
@@ -48,19 +48,19 @@ def measure_segments(request: MeasurementRequest, progress: Progress) -> Measure
     rows: list[Measurement] = []
     for done, part in enumerate(request.parts):
         progress.step("measure", done, len(request.parts))
-        rows += _measured(part, request.image, reference)
+        rows += _measured(part, request.image, reference, progress.check)
     progress.step("measure", 1, 1)
     return MeasurementResult(tuple(row.to_dict() for row in with_asymmetry(rows)))
 
 
 def _measured(
-    part: Part, image: Volume | None, reference: Reference | None
+    part: Part, image: Volume | None, reference: Reference | None, check: Check
 ) -> tuple[Measurement, ...]:
     """Measure shapes on the segments' own voxels, and grey values on those of the scan."""
     if part.seen is None or image is None:
-        return measure(part.labelmap, part.labels, image, reference)
-    shapes = measure(part.labelmap, part.labels, None, reference)
-    greys = measure(part.seen, part.labels, image)
+        return measure(part.labelmap, part.labels, image, reference, check)
+    shapes = measure(part.labelmap, part.labels, None, reference, check)
+    greys = measure(part.seen, part.labels, image, check=check)
     return tuple(
         replace(shape, mean=grey.mean, sd=grey.sd)
         for shape, grey in zip(shapes, greys, strict=True)
@@ -89,7 +89,7 @@ def export_segments(request: ExportRequest, progress: Progress) -> ExportResult:
     made = _made(request)
     reference = reference_of(made.maker.name.split("+"), request.drawn)
     case = Case(labelmap, request.labels, image, request.warnings, reference)
-    work = Work.of(case, made, source)
+    work = Work.of(case, made, source, progress.check)
     files = write(work, exports, progress, request.overwrite)
     return ExportResult(tuple(str(path) for path in files), work.warnings)
 
