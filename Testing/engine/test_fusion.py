@@ -9,6 +9,7 @@ from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import Block
 from medsegai.volume import Geometry
+from process_memory import resident_bytes
 
 LABELS = (0, 2, 41, 16)
 FULL = [[], [2], [41], [16]]
@@ -24,8 +25,8 @@ def answers(classes: int, seed: int) -> torch.Tensor:
     ).softmax(0)
 
 
-def accumulated(members, **options) -> Accumulator:
-    total = Accumulator(LABELS, GRID, CPU, **options)
+def accumulated(members, device: torch.device = CPU, **options) -> Accumulator:
+    total = Accumulator(LABELS, GRID, device, **options)
     for classes, weight, values in members:
         total.begin_member(classes, weight)
         for k in range(GRID.shape[0]):
@@ -100,7 +101,7 @@ def test_parts_on_one_grid_stay_as_they_are_and_others_are_joined() -> None:
 
 
 def test_a_gpu_without_memory_hands_the_sum_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU here: torch is told to fail the first time, and the sum to believe it lies on a GPU."""
+    """No GPU here: another device stands for one, and torch is told to fail the first time."""
     members = [(FULL, 0.4, answers(4, 0)), (FULL, 0.2, answers(4, 1))]
     expected = accumulated(members).result().values
     zeros, failures = torch.zeros, []
@@ -112,7 +113,37 @@ def test_a_gpu_without_memory_hands_the_sum_to_the_cpu(monkeypatch: pytest.Monke
         return zeros(*arguments, **options)
 
     monkeypatch.setattr(torch, "zeros", fail_once)
-    total = accumulated(members)
+    total = accumulated(members, torch.device("meta"))
     assert torch.equal(total.result().values, expected)
     assert len(total.notes) == 1
     assert "CPU" in total.notes[0]
+
+
+def test_improbable_classes_take_no_memory_and_change_no_class() -> None:
+    """Of 30 classes, each is in a part of the planes and rows of its own, and improbable elsewhere."""
+    shape, classes = (120, 96, 96), 30
+    grid = Geometry.from_spacing(shape, (1, 1, 1))
+    labels = tuple(range(classes))
+    total = Accumulator(labels, grid, CPU)
+    total.begin_member([[], *([value] for value in labels[1:])], 1.0)
+    before = resident_bytes()
+    for k in range(shape[0]):
+        plane = torch.full((classes, 1, *shape[1:]), 3e-6)
+        plane[0] = 1.0 - 3e-6 * (classes - 1)
+        inside = 1 + k // 5
+        plane[inside, 0, 40:60, 20:50], plane[0, 0, 40:60, 20:50] = 0.75, 0.25
+        total.add(Block((k, 0, 0), plane))
+    fused = total.result()
+    assert resident_bytes() - before < 0.25 * fused.values.nbytes
+    found = fused.values.argmax(0)
+    assert [int(found[k, 50, 30]) for k in range(0, 120, 5)] == list(range(1, 25))
+    assert int((found > 0).sum()) == shape[0] * 20 * 30
+    np.testing.assert_allclose(fused.values.float().sum(0), 1.0, atol=2e-3)
+
+
+def test_what_a_row_lacks_of_improbable_classes_goes_to_the_background() -> None:
+    values = torch.zeros(4, *GRID.shape)
+    values[0], values[1], values[2] = 0.5, 0.5 - 9e-6, 9e-6
+    fused = accumulated([(FULL, 1.0, values)]).result().values.float()
+    assert not fused[2].any()
+    np.testing.assert_allclose(fused[0] + fused[1], 1.0, atol=1e-3)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from medsegai.families import Step
 from medsegai.networks.backends import Compute
+from medsegai.networks.mapped_memory import mapped_zeros
 from medsegai.preprocessing.tiles import gaussian, padded, tile_starts
 from medsegai.volume import Box
 
@@ -121,8 +120,13 @@ def logits_by_planes(
         yield from sums.take(row, final)
 
 
-def reporting(predict: Predict, tiles: int, step: Step) -> Predict:
-    """The same prediction, which reports after each of `tiles` calls what share of them is done."""
+def reporting(
+    predict: Predict, tiles: int, step: Step, finished: Callable[[], None] | None = None
+) -> Predict:
+    """The same prediction, which reports after each of `tiles` calls what share of them is done.
+
+    `finished` is called after the last one.
+    """
     done = 0
 
     def reported(patches: Tensor) -> Tensor:
@@ -130,6 +134,8 @@ def reporting(predict: Predict, tiles: int, step: Step) -> Predict:
         logits = predict(patches)
         done += 1
         step(min(done / tiles, 1.0))
+        if done == tiles and finished is not None:
+            finished()
         return logits
 
     return reported
@@ -230,8 +236,7 @@ def beside_the_heap(shape: Sequence[int], device: torch.device) -> Tensor:
     """
     if device.type != "cpu":
         return torch.empty(*shape, device=device)
-    pages = mmap.mmap(-1, math.prod(shape) * torch.float32.itemsize)
-    return torch.frombuffer(pages, dtype=torch.float32).view(*shape)
+    return mapped_zeros(shape, torch.float32)
 
 
 def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:

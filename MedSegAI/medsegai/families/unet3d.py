@@ -211,7 +211,9 @@ class PatchMember:
         image = self.image.to(compute.device)
         at = window(image, self.network.patch, self.tile_step, self.wanted)
         runner = self.network.runner(compute)
-        predict = reporting(lambda patch: runner(patch, compute), at.tiles, step)
+        predict = reporting(
+            lambda patch: runner(patch, compute), at.tiles, step, compute.release_memory
+        )  # half of the planes are only combined after the last patch, and need room themselves
         offsets = self.network.offsets
         start = [part.start for part in self.wanted]
         classes, kind = len(self.classes), sums_dtype(compute)

@@ -1,8 +1,9 @@
 """Fusion of members into one prediction.
 
 `Accumulator` takes the blocks of all members that share a native grid and keeps one weighted sum of them, so
-memory does not grow with the number of members: probabilities in half precision, logits in single. Members on
-other grids get other accumulators; `fuse` combines those on the output grid.
+memory does not grow with the number of members: probabilities in half precision, logits in single. Where a class
+is improbable, nothing is written, and memory that was not written to takes no room. Members on other grids get
+other accumulators; `fuse` combines those on the output grid.
 
 The weighted mean of softmax probabilities over views is the aggregation of QuickNAT (Roy et al., NeuroImage 2019,
 section 2.4). A channel that cannot distinguish left from right contributes to both sides. In QuickNAT each side
@@ -14,12 +15,15 @@ sides are therefore added first (`side_aware_first`).
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medsegai.errors import RequestError
@@ -37,9 +41,19 @@ from medsegai.inference.probabilities import (
 )
 from medsegai.labels import Label
 from medsegai.models.card import ModelCard
+from medsegai.networks.mapped_memory import mapped_zeros
 from medsegai.volume import Geometry
 
 logger = logging.getLogger(__name__)
+
+NEGLIGIBLE = 1e-5
+"""The probability below which a class is improbable. Rows of voxels in which it is improbable everywhere are not
+added: for most structures, nearly all rows of a head. What they lack goes to the background."""
+
+Rows = tuple[slice, slice]
+"""A box of rows of voxels, along k and j."""
+
+EVERY_ROW: Rows = (slice(None), slice(None))
 
 Classes = Sequence[Sequence[int]]
 """For each output channel of a member, its target labels; empty is the background."""
@@ -92,13 +106,16 @@ class Accumulator:
         self.total_weight = 0.0
         self._members: list[MemberLabels] = []
         self._sums_logits = not self.activation.sums_to_one and not self.vote
+        self._sums_probabilities = (
+            self.activation.sums_to_one
+        )  # also votes are for probable classes
         shape = (len(self.labels), *self.geometry.shape)
         dtype = torch.float32 if self._sums_logits else torch.float16
         try:
-            self._sum = torch.zeros(shape, dtype=dtype, device=self.device)
+            self._sum = _zeros(shape, dtype, self.device)
         except torch.OutOfMemoryError:
             self._move_to_cpu()
-            self._sum = torch.zeros(shape, dtype=dtype)
+            self._sum = _zeros(shape, dtype, self.device)
         own_mean = self.keep_members and (self._sums_logits or self.vote)
         self._mean = torch.zeros(shape) if own_mean else None
         self._entropy = torch.zeros(self.geometry.shape if self.keep_members else 0)
@@ -138,8 +155,10 @@ class Accumulator:
             self._sum /= self.total_weight
         else:
             activation = Activation.PROBABILITIES.at(activation.temperature)
-            for plane in self._sum.unbind(1):
-                plane.copy_(self._normalised(plane.float()))
+            for plane in self._sum.split(1, 1):
+                mean = self._normalised(plane.float())
+                for total, values, rows in zip(plane, mean, _rows_above(0.0, mean), strict=True):
+                    total[rows] = values[rows].to(total.dtype)
         return Probabilities(
             self.labels, self.geometry, self._sum, activation, self.linear, self.reach
         )
@@ -163,7 +182,7 @@ class Accumulator:
         return NativeMap(result, self.geometry, self.linear)
 
     def _normalised(self, sums: Tensor) -> Tensor:
-        """The mean of probabilities (class, j, i); voxels without a prediction are background."""
+        """The mean of probabilities (class, ...); voxels without a prediction are background."""
         values = sums / self.total_weight
         values[0] += (1.0 - values.sum(0)).clamp_(min=0.0)
         return values / values.sum(0)
@@ -184,13 +203,14 @@ class Accumulator:
         )
         values = block.values.to(self._sum.device)
         channels: Iterable[Tensor] = values
+        rows = _rows_above(NEGLIGIBLE, values) if self._sums_probabilities else None
         if self.vote or self.keep_members:
             best = self.activation.decide(values, 0)
             if self.keep_members:
                 self._remember(where, values, best)
             if self.vote:
                 channels = ((best == channel).float() for channel in range(len(values)))
-        self._add_channels(self._sum[(slice(None), *where)], channels)
+        self._add_channels(self._sum[(slice(None), *where)], channels, rows)
 
     def _remember(self, where: tuple[slice, ...], values: Tensor, best: Tensor) -> None:
         """Keep the member's own classes, and their entropy."""
@@ -202,19 +222,47 @@ class Accumulator:
             self._add_channels(self._mean[(slice(None), *where)], probabilities.cpu())
         self._entropy[where].add_(entropy, alpha=self._weight)
 
-    def _add_channels(self, total: Tensor, channels: Iterable[Tensor]) -> None:
-        """Add the channels (k, j, i) of a member to their target labels in `total` (class, k, j, i)."""
-        for indices, values in zip(self._targets, channels, strict=True):
+    def _add_channels(
+        self, total: Tensor, channels: Iterable[Tensor], rows: Sequence[Rows] | None = None
+    ) -> None:
+        """Add the channels (k, j, i) of a member to their target labels in `total` (class, k, j, i).
+
+        `rows` are those of each channel that count; without them, all do.
+        """
+        counting = itertools.repeat(EVERY_ROW) if rows is None else rows
+        for indices, values, part in zip(
+            self._targets, channels, counting, strict=rows is not None
+        ):
             if len(indices) == 1:
-                total[indices[0]].add_(values, alpha=self._weight)
+                total[indices[0]][part].add_(values[part], alpha=self._weight)
             else:
-                _share_out(total, indices, values * self._weight)
+                _share_out(total[(slice(None), *part)], indices, values[part] * self._weight)
 
     def _move_to_cpu(self) -> None:
         self.device = torch.device("cpu")
         note = "The GPU had too little memory for the aggregation, which was done on the CPU."
         logger.warning(note)
         self.notes.append(note)
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return mapped_zeros(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _rows_above(least: float, values: Tensor) -> list[Rows]:
+    """For each class of `values` (class, k, j, i), the box of rows of voxels with all values above `least`."""
+    if values.device.type != "cpu":
+        return [EVERY_ROW] * len(values)  # finding them would wait for the device
+    found = (values.amax(3) > least).numpy()
+    return list(zip(_bounds(np.any(found, axis=2)), _bounds(np.any(found, axis=1)), strict=True))
+
+
+def _bounds(found: NDArray[np.bool_]) -> list[slice]:
+    """For each class, the range of what was found, bool (class, place)."""
+    first, last = found.argmax(1), found.shape[1] - found[:, ::-1].argmax(1)
+    return [slice(int(a), int(b)) for a, b in zip(first, last * found.any(1), strict=True)]
 
 
 def _share_out(values: Tensor, indices: tuple[int, ...], mass: Tensor) -> None:
