@@ -222,6 +222,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
         from medsegai.request import request_from_options
         from MedSegAILib.host import save_undo
         from MedSegAILib.scene import Scene
+        from MedSegAILib.scene.channels import channels_of_model
 
         scene = Scene(slicer.mrmlScene, save_undo)
         nodes = list(volumeNode) if isinstance(volumeNode, (list, tuple)) else [volumeNode]
@@ -241,6 +242,7 @@ class MedSegAILogic(ScriptedLoadableModuleLogic):
 
         def write(result: SegmentationResult) -> SegmentationNode:
             segmentation = scene.write(nodes[0], result, output)
+            scene.note_channels(segmentation, channels_of_model(models[0], nodes))
             job.notes = scene.notes
             for note in job.notes:
                 logging.getLogger("MedSegAI").warning(note)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,15 +133,21 @@ def test_a_script_hears_of_a_result_that_the_scene_cannot_take(
         module.MedSegAILogic().segment(head(), model="quick")
 
 
-def test_a_script_gives_one_volume_per_channel_and_a_box(module: Any) -> None:
+def test_a_script_gives_one_volume_per_channel_and_a_box(module: Any, fake_model: Path) -> None:
     from medsegai.errors import GeometryError
+
+    card = json.loads((fake_model / "card.json").read_text())
+    card["channels"].append({"name": "T2", "modality": "MR", "required": True})
+    (fake_model / "card.json").write_text(json.dumps(card))
 
     roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Box")
     roi.SetCenter(-5.0, -2.0, 3.0)
     roi.SetSize(6.0, 4.0, 4.0)
     logic, volume = module.MedSegAILogic(), head()
-    report = logic.report(logic.segment([volume, head("T2")], model="quick", region=roi))
-    assert report["structures"]
+    second = head("T2")
+    segmentation = logic.segment([volume, second], model="quick", region=roi)
+    assert logic.report(segmentation)["structures"]
+    assert Scene(slicer.mrmlScene).channels_of(segmentation) == {"MR": volume, "T2": second}
     other = addVolumeFromArray(np.zeros((3, 3, 3), np.int16), np.eye(4), "Other")
     with pytest.raises(GeometryError, match="does not lie on the grid"):
         logic.segment([volume, other], model="quick")

@@ -314,3 +314,12 @@ def test_a_whole_head_of_segments_is_handed_over_at_once(mrml: Any) -> None:
     assert time.process_time() - started < 2.0
     assert segmentation.GetSegmentation().GetNumberOfSegments() == 33
     assert segmentation.GetSegmentation().GetNumberOfLayers() == 1
+
+
+@pytest.mark.parametrize("name", ["", None])
+def test_the_result_of_a_volume_without_a_name_has_one(mrml: Any, name: str | None) -> None:
+    node = add_volume(mrml, PLACES["plain"])
+    node.SetName(name)
+    segmentation = written(mrml, node, entropy=True)
+    assert segmentation.GetName() == "segmentation"
+    assert segmentation.GetNodeReference(ENTROPY_REFERENCE).GetName() == "uncertainty"

@@ -20,7 +20,7 @@ from MedSegAILib.scene import sequences
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import array_of, matrix
 from MedSegAILib.scene.merging import drawn_on
-from MedSegAILib.scene.nodes import own_reference, referred, remove
+from MedSegAILib.scene.nodes import own_reference, referred, remove, unique_name
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, VolumeNode, VTKObject
 from MedSegAILib.uncertain_regions import HEAT, UNCERTAINTY
 
@@ -151,7 +151,7 @@ def make_node(
     kind = "vtkMRMLVectorVolumeNode" if has_parts else "vtkMRMLScalarVolumeNode"
     node = scene.CreateNodeByClass(kind)
     node.UnRegister(None)
-    node.SetName(scene.GenerateUniqueName(f"{source.GetName()} {NAMES[attachment.role]}"))
+    node.SetName(unique_name(source, NAMES[attachment.role], scene))
     if attachment.role != HEAT_REFERENCE:
         node.SetHideFromEditors(True)  # hidden, because it is not an input
     if has_parts:

@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 
 import slicer
 
+from medsegai.errors import ModelError
 from medsegai.models.card import Channel, ModelCard
+from medsegai.models.catalogue import find_card
 from MedSegAILib.slicer_types import Node, SegmentationNode, VolumeNode
 
 CHANNELS_ATTRIBUTE = "MedSegAI.channels"
@@ -39,6 +41,15 @@ _KINDS = (
 _CONTRAST = re.compile(r"ce|gd|gad\w*|contrast|post(con\w*|gd|gad\w*|km)?|km|enhanced|kontrast")
 _IS_MR = frozenset({"flair", "t1c", "adc", "dwi", "swi", "pd", "t2", "t1", "mr"})
 _TAGS = ("DICOM.SeriesDescription", "DICOM.ProtocolName")
+
+
+def channels_of_model(model: str, nodes: Sequence[Node]) -> dict[str, Node]:
+    """Return the volumes of a model by the names of its channels; none for a model that only the worker has."""
+    try:
+        card = find_card(model)
+    except ModelError:
+        return {}
+    return dict(zip((channel.name for channel in card.channels), nodes, strict=False))
 
 
 def note(segmentation: SegmentationNode, nodes: Mapping[str, Node]) -> None:

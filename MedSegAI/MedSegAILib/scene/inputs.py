@@ -15,7 +15,7 @@ from medsegai.errors import GeometryError, InputError
 from medsegai.volume import Geometry, Volume, check_same_grid
 from MedSegAILib.scene.dicom_database import modality_of
 from MedSegAILib.scene.layers import array_of
-from MedSegAILib.scene.nodes import nodes_of
+from MedSegAILib.scene.nodes import nodes_of, unique_name
 from MedSegAILib.slicer_types import MRMLScene, Node, VolumeNode
 from MedSegAILib.translation import tr as _
 
@@ -264,7 +264,7 @@ def new_region(scene: MRMLScene, volume: VolumeNode) -> Node:
     world = (grid.ijk_to_ras @ corners.T)[:3]
     low, high = world.min(1), world.max(1)
     node = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
-    node.SetName(scene.GenerateUniqueName(f"{volume.GetName()} region"))
+    node.SetName(unique_name(volume, "region", scene))
     node.SetCenter(*((low + high) / 2))
     node.SetSize(*((high - low) / 2))
     node.CreateDefaultDisplayNodes()

@@ -47,6 +47,11 @@ def stored_number(text: str, low: float = -math.inf, high: float = math.inf) -> 
     return value if math.isfinite(value) and low <= value <= high else None
 
 
+def unique_name(node: Node, what: str, scene: MRMLScene) -> str:
+    """Return a name that no node of the scene has: that of `node`, if it has one, and what is made from it."""
+    return str(scene.GenerateUniqueName(" ".join(filter(None, (node.GetName(), what)))))
+
+
 def check_segmentation(node: Node) -> None:
     """Raises:
     InputError: the node is None, or not a segmentation.

@@ -27,7 +27,7 @@ from MedSegAILib.scene.attachments import (
 )
 from MedSegAILib.scene.inputs import ijk_to_local
 from MedSegAILib.scene.layers import boxes, digest, labelmap_name, matrix, oriented_image
-from MedSegAILib.scene.nodes import remove
+from MedSegAILib.scene.nodes import remove, unique_name
 from MedSegAILib.scene.segments import new_segment, segment_id, sign
 from MedSegAILib.slicer_types import MRMLScene, Node, SegmentationNode, TableNode, VolumeNode
 from MedSegAILib.translation import tr as _
@@ -91,7 +91,7 @@ def _put(
     count = len(result.object_rows)
     if not count:
         return _("No object was found.")
-    name = scene.GenerateUniqueName(f"{source.GetName()} objects")
+    name = unique_name(source, "objects", scene)
     objects = result.objects.voxels
     if count <= MOST_SEGMENTS:
         node = _segments(scene, objects, source, count)

@@ -39,6 +39,7 @@ from MedSegAILib.scene.merging import (
     layers_without,
     place_in,
 )
+from MedSegAILib.scene.nodes import unique_name
 from MedSegAILib.scene.reports import REPORT_ATTRIBUTE, report_of
 from MedSegAILib.scene.review import is_locked, segment_of
 from MedSegAILib.scene.segments import (
@@ -218,8 +219,7 @@ class RefinedPreview:
         planned = plan(read_as, result)
         self._copy = ShownCopy(read_as.segmentation, planned, None, writer)
         self.node, self.notes = self._copy.node, planned.notes
-        name = f"{read_as.segmentation.GetName()} preview"
-        self.node.SetName(writer.scene.GenerateUniqueName(name))
+        self.node.SetName(unique_name(read_as.segmentation, "preview", writer.scene))
         self.place = self._copy.place
 
     def accept(self) -> SegmentationNode:

@@ -27,7 +27,7 @@ from MedSegAILib.scene.attachments import ENTROPY_REFERENCE, volume_of
 from MedSegAILib.scene.layers import EMPTY, Layer, boxes, layers_of, on_grid
 from MedSegAILib.scene.measuring import Measurable
 from MedSegAILib.scene.merging import place_in
-from MedSegAILib.scene.nodes import modifying, own_reference
+from MedSegAILib.scene.nodes import modifying, own_reference, unique_name
 from MedSegAILib.scene.plotting import Bar, show_bars
 from MedSegAILib.scene.review import review_state
 from MedSegAILib.scene.segments import digests, label_value, measures_of, painted
@@ -105,7 +105,7 @@ def table(scene: MRMLScene, segmentation: SegmentationNode, found: list[Row]) ->
     """Return a vtkMRMLTableNode of the rows, with a plot of the volumes; a later call fills the same nodes."""
     node = own_reference(segmentation, TABLE_REFERENCE, "vtkMRMLTableNode")
     if node is None:
-        name = scene.GenerateUniqueName(f"{segmentation.GetName()} statistics")
+        name = unique_name(segmentation, "statistics", scene)
         node = scene.AddNewNodeByClass("vtkMRMLTableNode", name)
         segmentation.SetNodeReferenceID(TABLE_REFERENCE, node.GetID())
     with modifying(node):

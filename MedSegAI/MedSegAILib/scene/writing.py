@@ -34,7 +34,7 @@ from MedSegAILib.scene.merging import (
     plan_update,
     region_box,
 )
-from MedSegAILib.scene.nodes import remove
+from MedSegAILib.scene.nodes import remove, unique_name
 from MedSegAILib.scene.reports import REPORT_ATTRIBUTE, report_of
 from MedSegAILib.scene.segments import add_segments
 from MedSegAILib.scene.surfaces import MakeSurfaces, make_at_once
@@ -261,8 +261,8 @@ class Writer:
         _check_is_new(output)
         proxy = self._present_proxy(output)
         sequences.check_proxy(proxy, source, frame)
-        name = f"{source.GetName()} segmentation"
-        filled = sequences.empty_segmentation(self.scene.GenerateUniqueName(name))
+        name = unique_name(source, "segmentation", self.scene)
+        filled = sequences.empty_segmentation(name)
         image = sequences.frame_image(source, frame)
         self._fill(filled, ijk_to_local(image), result)
         is_new = proxy is None
@@ -295,7 +295,7 @@ class Writer:
     def _new_segmentation(self, source: VolumeNode, result: SegmentationResult) -> SegmentationNode:
         node = self.scene.CreateNodeByClass("vtkMRMLSegmentationNode")
         node.UnRegister(None)
-        node.SetName(self.scene.GenerateUniqueName(f"{source.GetName()} segmentation"))
+        node.SetName(unique_name(source, "segmentation", self.scene))
         self._fill(node, ijk_to_local(source), result)
         return node
 
@@ -340,7 +340,7 @@ class Preview:
             self._copy = self._copied(output.node)
             self.node = self._copy.node
         shown_for = self.node if self._copy is None else output.node
-        self.node.SetName(writer.scene.GenerateUniqueName(f"{shown_for.GetName()} preview"))
+        self.node.SetName(unique_name(shown_for, "preview", writer.scene))
         self.notes = tuple(writer.notes)
         self.place = None if self._copy is None else self._copy.place
 
