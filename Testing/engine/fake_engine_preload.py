@@ -14,11 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from distributed import get_worker
+
 import fake_engine
+from medsegai.output.batch import CaseJob
+from medsegai.output.cluster.worker import CaseWorker, Unseen, do_case
 from medsegai.output.result_files import Outputs
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest, SegmentationResult
 from medsegai.volume import Volume
+from medsegai.worker.batch_events import CaseState, Entry
 
 PATIENCE_SECONDS = 60.0
 
@@ -51,6 +56,23 @@ def _seen(scan: Path) -> bool:
     seen = mark.exists()
     mark.touch()
     return seen
+
+
+def blind(plugin: CaseWorker, job: CaseJob) -> Entry | Unseen:
+    """In place of a case: the first worker that gets one does not see any scan."""
+    mark = job.files.folder / "blind.txt"
+    if not mark.exists():
+        mark.write_text(get_worker().address)
+    if mark.read_text() == get_worker().address:
+        failed = Entry(job.case.name, CaseState.FAILED, message="does not exist")
+        return Unseen(job.case.inputs[0], failed)
+    return do_case(plugin, job)
+
+
+def removed(plugin: CaseWorker, job: CaseJob) -> Entry | Unseen:
+    """In place of a case: somebody removes its scan before."""
+    job.case.inputs[0].unlink()
+    return do_case(plugin, job)
 
 
 def end_at_once(plugin: object) -> str:

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from medsegai.output.batch import Batch
 from medsegai.output.cases import find_cases
 from medsegai.output.cluster import connection, jobs, worker
 from medsegai.output.layouts import BatchFiles
+from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 
 PRELOAD = fake_engine_preload.__file__
@@ -212,6 +214,31 @@ def test_a_worker_that_cannot_do_the_cases_gets_none(
     assert states(tmp_path / "out") == {"a": "waiting"}
 
 
+def test_a_worker_that_cannot_read_a_scan_gets_no_more(
+    client: Client, batch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would fail one case after another, faster than a good worker does one."""
+    scans(tmp_path / "scans", *"abcdefgh")
+    monkeypatch.setattr(jobs, "do_case", fake_engine_preload.blind)
+    told: list[str] = []
+    batch(client, told=told)
+    assert states(tmp_path / "out") == dict.fromkeys("abcdefgh", "done")
+    assert len(told) == 1
+    assert "is not used: it cannot read" in told[0]
+
+
+def test_a_scan_that_no_computer_can_read_is_a_failed_case(
+    client: Client, batch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans(tmp_path / "scans", *"ab")
+    monkeypatch.setattr(jobs, "do_case", fake_engine_preload.removed)
+    told: list[str] = []
+    batch(client, told=told)
+    assert states(tmp_path / "out") == dict.fromkeys("ab", "failed")
+    assert "does not exist" in table(tmp_path / "out")["a"]["message"]
+    assert told == []
+
+
 def test_workers_that_end_while_they_start_are_not_waited_for(
     client: Client, batch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +306,42 @@ def test_a_file_that_is_not_of_a_scheduler_is_named(content: str | None, tmp_pat
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=r"scheduler\.json"), connection.scheduler_at(str(path)):
+        pass
+
+
+@pytest.fixture
+def web_server() -> Iterator[str]:
+    """The address of a server that answers anything as a web server does, and keeps the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as kept:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _address = server.accept()
+                    kept.callback(connection.close)
+                    connection.sendall(b"HTTP/1.0 400 Bad request syntax" + b" " * 500)
+
+        Thread(target=answer, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_server_that_is_not_a_scheduler_is_not_waited_for(
+    web_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "CLOSE_SECONDS", 0.5)
+    with (
+        pytest.raises(WorkerError, match=r"does not respond|not a Dask scheduler"),
+        connection.scheduler_at(web_server),
+    ):
+        pass
+
+
+def test_the_wait_for_a_scheduler_can_be_stopped(web_server: str) -> None:
+    progress = Progress()
+    progress.cancel.set()
+    with pytest.raises(Cancelled), connection.scheduler_at(web_server, progress.check):
         pass
 
 
@@ -377,6 +440,8 @@ def test_a_driver_that_ends_takes_its_workers_with_it(
             lambda: not any(child.is_running() and child.status() != "zombie" for child in children)
         )
         code = driver.wait(timeout=SOON)
+        assert driver.stderr is not None
+        assert "Traceback" not in driver.stderr.read()
     assert code == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     assert states(out)["a"] in {"done", "running"}
     for scan in (tmp_path / "scans").glob("slow*"):
@@ -384,6 +449,24 @@ def test_a_driver_that_ends_takes_its_workers_with_it(
     assert main([*words, "--resume"]) == 0
     assert set(states(out).values()) == {"done"}
     assert {path.suffix for path in out.iterdir()} == {".nrrd", ".json", ".csv"}
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5])
+def test_ctrl_c_while_workers_start_ends_the_batch_as_later(
+    seconds: float, model: str, tmp_path: Path, requests: object
+) -> None:
+    scans(tmp_path / "scans", "a")
+    words = ["batch", f"{tmp_path}/scans", "-o", f"{tmp_path}/out", "--model", model, "-q"]
+    with running(fake_engine.__file__, *words, "--workers", "2") as driver:
+        wait_for((tmp_path / "out" / "batch.csv").exists)  # the workers start after it
+        time.sleep(seconds)
+        os.killpg(driver.pid, signal.SIGINT)
+        code = driver.wait(timeout=SOON)
+        assert driver.stderr is not None
+        said = driver.stderr.read()
+    assert code == 130
+    assert "Traceback" not in said
+    assert "did not start" not in said
 
 
 @pytest.fixture

@@ -201,17 +201,42 @@ def test_a_derivative_is_gone_on_with(
     assert not list((tmp_path / "out").rglob(".*.tsv"))
 
 
+@pytest.mark.parametrize("described", [True, False])
 def test_a_dataset_of_others_is_not_written_over(
+    described: bool,
     dataset: Path,
     model: str,
     requests: list[SegmentationRequest],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    before = (dataset / "dataset_description.json").read_bytes()
+    if not described:
+        (dataset / "dataset_description.json").unlink()
+    before = sorted(dataset.rglob("*"))
     words = ["batch", str(dataset), "-o", str(dataset), "--model", model, "--layout", "bids"]
     assert main(words) == 5
-    assert "derivatives" in capsys.readouterr().err
-    assert (dataset / "dataset_description.json").read_bytes() == before
+    assert "is the dataset of the scans. Name a separate folder" in capsys.readouterr().err
+    assert sorted(dataset.rglob("*")) == before
+
+
+def test_images_of_others_make_a_folder_a_dataset(
+    batch: Batch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "out" / "sub-9" / "anat" / "sub-9_T1w.nii.gz")
+    assert batch("--layout", "bids") == 5
+    assert "holds another dataset (without dataset_description.json)" in capsys.readouterr().err
+
+
+def test_a_table_of_two_datasets_is_refused(
+    dataset: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A derivative has one link to its scans, and that of the first would lead to the wrong subject."""
+    scan = save(tmp_path / "other" / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    own = next(dataset.rglob("*_T1w.nii.gz"))
+    (tmp_path / "cases.csv").write_text(f"case,image\nsub-01,{own}\nsub-02,{scan}\n")
+    words = ["batch", f"{tmp_path}/cases.csv", "-o", f"{tmp_path}/out", "--model", model]
+    assert main([*words, "--layout", "bids"]) == 2
+    assert "are in several BIDS datasets" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def edited(path: Path, **more: object) -> None:
@@ -335,6 +360,11 @@ def test_scans_that_are_no_dataset_become_subjects(
     assert main(words) == 0
     assert (out / "sub-Head1/anat/sub-Head1_space-orig_desc-medsegai_dseg.nii.gz").is_file()
     assert "DatasetLinks" not in json.loads((out / "dataset_description.json").read_text())
+    for name in ("sub-7_T1w", "頭", "脳"):
+        save(scans / f"{name}.nii.gz")
+    assert main([*words, "--overwrite"]) == 0
+    assert (out / "sub-7/anat/sub-7_space-orig_desc-medsegai_dseg.nii.gz").is_file()
+    assert len(list(out.glob("sub-x*"))) == 2
     save(scans / "Head_1.nii.gz")
     assert main([*words, "--overwrite"]) == 2
     assert "would be the same case in BIDS" in capsys.readouterr().err

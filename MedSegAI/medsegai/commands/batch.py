@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         probabilities=arguments.save_probabilities,
     )
     check_request(request)
-    files = _files(arguments, [find_card(name) for name in request.models], cases[0].inputs[0])
+    files = _files(arguments, [find_card(name) for name in request.models], cases)
     tell: Callable[[dict[str, Any]], None] = _print_json if arguments.events else _ignore
     console = _Console(tell, arguments.quiet or arguments.events)
     batch = Batch(cases, request, files, console.entry_changed)
@@ -178,9 +178,11 @@ OWN_FORMATS = (
 )
 
 
-def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard], scan: Path) -> BatchFiles:
+def _files(
+    arguments: argparse.Namespace, cards: Sequence[ModelCard], cases: Sequence[Case]
+) -> BatchFiles:
     """Return what is written for each case, in the chosen layout. Raises RequestError."""
-    from medsegai.output.bids_files import dataset_of
+    from medsegai.output.bids_files import dataset_of_all
     from medsegai.output.layouts import BatchFiles, BidsFiles, FreeSurferFiles
 
     given = {"uncertainty": arguments.uncertainty, "preview": arguments.preview}
@@ -193,7 +195,8 @@ def _files(arguments: argparse.Namespace, cards: Sequence[ModelCard], scan: Path
         raise RequestError(OWN_FORMATS.format(layout=arguments.layout))
     if arguments.layout == "bids":
         made_by = tuple(f"{card.id} {card.version}" for card in cards)
-        return BidsFiles(folder, **given, source=dataset_of(scan), models=made_by)
+        source = dataset_of_all(path for case in cases for path in case.inputs)
+        return BidsFiles(folder, **given, source=source, models=made_by)
     labels = tuple({label.name: label for card in cards for label in card.labels}.values())
     return FreeSurferFiles(folder, **given, labels=labels)
 

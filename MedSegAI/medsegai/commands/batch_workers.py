@@ -51,6 +51,7 @@ def work_of(
         tell: the function that receives messages for the user.
 
     Raises:
+        Cancelled: the user asked to stop while they start.
         RequestError: the package for workers is missing, or their number is below 1.
         WorkerError: the scheduler is not found, or workers do not start.
     """
@@ -71,11 +72,11 @@ def work_of(
             "Run pip install 'medsegai[cluster]'."
         ) from error
     if arguments.scheduler is not None:
-        with scheduler_at(arguments.scheduler) as client:
+        with scheduler_at(arguments.scheduler, progress.check) as client:
             yield on_workers(client, progress.cancel, tell, wait=True)
     else:
         device = getattr(arguments, "device", "auto")
-        with local_workers(arguments.workers, device) as client:
+        with local_workers(arguments.workers, device, progress.check) as client:
             yield on_workers(client, progress.cancel, tell)
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsegai import __version__
-from medsegai.errors import OutputError
+from medsegai.errors import OutputError, RequestError
 from medsegai.io import atomic_path, write_table
 from medsegai.io.atomic import write_json
 from medsegai.io.tables import explained
-from medsegai.output.bids_dataset import DESCRIPTION, IGNORED, SUBJECT
+from medsegai.output.bids_dataset import DESCRIPTION, IGNORED, SUBJECT, is_dataset
 from medsegai.request import NOT_FOR_DIAGNOSIS, SegmentationResult
 from medsegai.volume import Volume
 from medsegai.worker.batch_events import OBJECTS_NAME, TABLE_NAME, VOLUMES_NAME
@@ -136,6 +136,22 @@ def dataset_of(scan: Path) -> Path | None:
     return next((path.parent for path in inside), None)
 
 
+def dataset_of_all(scans: Iterable[Path]) -> Path | None:
+    """Return the dataset of some scans; None if they are not in one.
+
+    Raises:
+        RequestError: they are in several, but a derivative links to one.
+    """
+    found = {dataset.resolve(): dataset for scan in scans if (dataset := dataset_of(scan))}
+    if len(found) > 1:
+        first, second, *_ = found.values()
+        raise RequestError(
+            f"The scans are in several BIDS datasets, such as {first} and {second}, but a derivative belongs to "
+            "one. Segment each dataset into a folder of its own."
+        )
+    return next(iter(found.values()), None)
+
+
 def check_description(folder: Path, source: Path | None = None) -> None:
     """Raise OutputError if the folder holds a dataset that MedSegAI did not make, or results of another one.
 
@@ -144,15 +160,24 @@ def check_description(folder: Path, source: Path | None = None) -> None:
         source: the dataset of the scans, if they are in one.
     """
     path = folder / DESCRIPTION
+    separate = f"Name a separate folder, such as {folder / 'derivatives' / 'medsegai'}."
+    if source is not None and folder.is_dir() and folder.samefile(source):
+        raise OutputError(f"{folder} is the dataset of the scans. {separate}")
     if not path.exists():
+        if is_dataset(folder):
+            raise OutputError(f"{folder} holds another dataset (without {DESCRIPTION}). {separate}")
         return
     before = _read(path)
-    separate = f"Name a separate folder, such as {folder / 'derivatives' / 'medsegai'}."
     if not any(item.get("Name") == GENERATOR for item in _generators(before)):
         raise OutputError(f"{folder} holds another dataset ({DESCRIPTION}). {separate}")
-    link = _links(before).get(SOURCE_LINK)
+    if source is not None:
+        _check_link(folder, source, _links(before).get(SOURCE_LINK))
+
+
+def _check_link(folder: Path, source: Path, link: Any) -> None:
+    """Raise OutputError if results of another dataset than `source` are there."""
     linked = folder / link if isinstance(link, str) and ":" not in link else None
-    if source is None or linked is None or not linked.is_dir() or linked.samefile(source):
+    if linked is None or not linked.is_dir() or linked.samefile(source):
         return
     if any(folder.glob("sub-*")):
         raise OutputError(

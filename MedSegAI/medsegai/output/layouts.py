@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,13 +207,7 @@ class BidsFiles(BatchFiles):
     def check(self, cases: Iterable[str]) -> None:
         bids_files.check_description(self.folder, self.source)
         names = {case: self.report(case) for case in cases}
-        several = [path for path, count in Counter(names.values()).items() if count > 1]
-        if several:
-            first, second = [case for case, path in names.items() if path == several[0]][:2]
-            raise RequestError(
-                f"{first} and {second} would be the same case in BIDS, whose names only have "
-                "letters and digits. Rename one, or choose another --layout."
-            )
+        _check_distinct(names)
         super().check(names)
 
     def begin(self, kept: bool = False) -> None:
@@ -264,13 +259,30 @@ def _named(path: Path, ending: str) -> Path:
     return path.with_name(f"{path.name}{ending}")
 
 
+def _check_distinct(names: Mapping[str, Path]) -> None:
+    """Raise RequestError if two cases have the same file."""
+    several = [path for path, count in Counter(names.values()).items() if count > 1]
+    if several:
+        first, second = [case for case, path in names.items() if path == several[0]][:2]
+        raise RequestError(
+            f"{first} and {second} would be the same case in BIDS, because the names of their results would be "
+            "equal. Rename one, or choose another --layout."
+        )
+
+
 def _bids_entities(case: str) -> dict[str, str]:
-    """Return the entities of this case in the order of BIDS; a case without a subject becomes a subject."""
+    """Return the entities of this case in the order of BIDS, without the suffix of the scan.
+
+    A case without a subject becomes a subject.
+    """
     parts = case.split("_")
+    if len(parts) > 1 and parts[-1].isascii() and parts[-1].isalnum():
+        parts.pop()
     if case.startswith("sub-") and all(map(ENTITY.fullmatch, parts)):
         pairs = {part.split("-")[0]: part.split("-")[1] for part in parts}
     else:
-        pairs = {"sub": re.sub(r"[^A-Za-z0-9]", "", case) or "x"}
+        unlike = f"x{zlib.crc32(case.encode()):08x}"  # for a name in another script
+        pairs = {"sub": re.sub(r"[^A-Za-z0-9]", "", case) or unlike}
     found = {"space": "orig", **pairs, "desc": "medsegai"}
     order = {key: place for place, key in enumerate(BIDS_ORDER)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], order["part"])))

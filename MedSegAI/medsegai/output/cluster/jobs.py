@@ -27,8 +27,11 @@ from medsegai.errors import Cancelled, MedSegAIError, WorkerError
 from medsegai.output.batch import CaseJob, Work
 from medsegai.output.cluster.connection import ANSWER_SECONDS
 from medsegai.output.cluster.worker import (
+    NO_SCAN,
     CaseWorker,
     Expected,
+    Unseen,
+    can_read,
     do_case,
     in_worker,
     look,
@@ -195,6 +198,8 @@ class _HandOut:
         elif isinstance(answer, Entry):
             self._ready.append(task.worker)
             yield answer
+        elif isinstance(answer, Unseen) and task.job is not None:
+            yield from self._not_seen(task.worker, task.job, answer, waiting)
         elif isinstance(answer, MedSegAIError):
             raise answer
         elif answer:
@@ -202,6 +207,18 @@ class _HandOut:
         else:
             self._started_in_vain = 0
             self._ready.append(task.worker)
+
+    def _not_seen(
+        self, worker: str, job: CaseJob, unseen: Unseen, waiting: deque[CaseJob]
+    ) -> Iterator[Entry]:
+        """Handle a case that its worker cannot read: another worker gets it, if it can be read here."""
+        if can_read(unseen.path):
+            self._refuse(worker, NO_SCAN.format(path=unseen.path))
+            waiting.appendleft(job)
+            yield Entry(job.case.name, CaseState.WAITING)
+        else:
+            self._ready.append(worker)
+            yield unseen.entry
 
     def _answer(self, task: _Task) -> Any:
         """Return the result of a task; None if its worker ended, because our own errors are results."""

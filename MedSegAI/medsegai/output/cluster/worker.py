@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from medsegai.output.batch import CaseJob
 from medsegai.progress import Progress
 from medsegai.request import SegmentationRequest
 from medsegai.system.guarding import attempt
-from medsegai.worker.batch_events import Entry
+from medsegai.worker.batch_events import CaseState, Entry
 
 NO_FOLDER = "it does not see the folder {folder}. Use one path that all computers share"
+NO_SCAN = "it cannot read {path}, which this computer can. Use paths that all computers share"
 OTHER_MODEL = "its model {name} differs from the one here. Give all computers the same"
 
 
@@ -132,7 +134,25 @@ def look(plugin: CaseWorker) -> str:
     return plugin.problem()
 
 
-def do_case(plugin: CaseWorker, job: CaseJob) -> Entry:
+@dataclass(frozen=True)
+class Unseen:
+    """A case with a file that its worker cannot read.
+
+    Attributes:
+        path: the file or folder.
+        entry: the line of the table, if no other worker can read it either.
+    """
+
+    path: Path
+    entry: Entry
+
+
+def can_read(path: Path) -> bool:
+    """Whether this process sees a file or folder and may read it."""
+    return os.access(path, os.R_OK)
+
+
+def do_case(plugin: CaseWorker, job: CaseJob) -> Entry | Unseen:
     """Segment one case.
 
     Raises:
@@ -141,7 +161,9 @@ def do_case(plugin: CaseWorker, job: CaseJob) -> Entry:
     """
     from medsegai.engine import segment
 
-    return job.do(segment, Progress(cancel=plugin.cancel))
+    unseen = [path for path in job.case.inputs if not can_read(path)]
+    entry = job.do(segment, Progress(cancel=plugin.cancel))
+    return Unseen(unseen[0], entry) if unseen and entry.state == CaseState.FAILED else entry
 
 
 def _content(path: Path) -> str:
