@@ -43,6 +43,10 @@ class ModelError(MedSegAIError):
     exit_code = 4
 
 
+class ModelExistsError(ModelError):
+    """A model of this id is there already, and was not to be replaced. Nothing was written."""
+
+
 class UnsafeModelError(ModelError):
     """A model file asks to run code or to write outside its folder, and was refused."""
 

@@ -113,8 +113,31 @@ def test_studies_and_series_are_found(
     assert study["StudyInstanceUID"] == orthanc.study
     assert main(["dicomweb", "find", orthanc.url, "--patient", "nobody"]) == 0
     assert "Nothing fits" in capsys.readouterr().out
-    assert main(["dicomweb", "find", orthanc.url, "--study", orthanc.study]) == 0
+    of_study = ["dicomweb", "find", orthanc.url, "--study", orthanc.study]
+    assert main(of_study) == 0
     assert orthanc.series in capsys.readouterr().out
+    assert main([*of_study, "--patient", "nobody"]) == 2
+    assert "--patient chooses among studies" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("date", "right"),
+    [
+        ("20260131", True),
+        ("20260101-20261231", True),
+        ("20260101-", True),
+        ("-20260101", True),
+        ("2026-01-01", False),
+        ("20261331", False),
+        ("today", False),
+    ],
+)
+def test_a_date_is_one_of_dicom(
+    date: str, right: bool, orthanc: Orthanc, known: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Archives find nothing for another one, which looks as if there were no studies."""
+    assert main(["dicomweb", "find", orthanc.url, f"--date={date}"]) == (0 if right else 2)
+    assert ("is not a date in DICOM" in capsys.readouterr().err) != right
 
 
 def test_a_series_is_fetched_whole(orthanc: Orthanc, known: None, tmp_path: Path) -> None:

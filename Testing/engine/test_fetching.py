@@ -23,6 +23,7 @@ from medsegai.io import fetching
 from medsegai.models import importing
 from medsegai.models.index import ModelIndex
 from medsegai.models.json_fields import from_json
+from medsegai.progress import Progress
 
 CONTENT = bytes(range(256)) * 4000
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -303,7 +304,7 @@ def test_what_the_server_refuses_is_said(code: int, server: Server, tmp_path: Pa
 )
 def test_no_redirect_leaves_https(target: str, server: Server, tmp_path: Path) -> None:
     server.answers["/model.zip"] = refusing(302, Location=target)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"redirects|is not encrypted|is not an address"):
         load(server, tmp_path / "x.zip")
     assert list(tmp_path.iterdir()) == []
 
@@ -313,7 +314,7 @@ def test_redirects_are_followed_but_not_for_ever(server: Server, tmp_path: Path)
     server.answers["/there"] = sending(CONTENT)
     load(server, tmp_path / "x.zip")
     server.answers["/there"] = refusing(302, Location="/model.zip")
-    with pytest.raises(InputError, match="302"):
+    with pytest.raises(InputError, match="302: the server redirects too often"):
         load(server, tmp_path / "y.zip")
     assert len(server.asked) < 20
 
@@ -380,6 +381,23 @@ def test_a_stop_keeps_what_came(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "x.part").stat().st_size > 0
 
 
+def test_a_stopped_command_says_how_to_resume(
+    server: Server,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.answers["/model.zip"] = sending(CONTENT)
+
+    def stop(self: Progress) -> None:
+        raise Cancelled("Stopped by the user. Nothing was written.")
+
+    monkeypatch.setattr(Progress, "check", stop)
+    assert main(["models", "fetch", f"{server.address}/model.zip", "--sha256", HASH, "-q"]) == 130
+    assert "Run the same command again to resume" in capsys.readouterr().err
+    assert [path.name for path in models.rglob("*.part")] == ["model.zip.part"]
+
+
 # Models
 
 
@@ -441,7 +459,9 @@ def test_a_model_is_fetched_and_imported(
     monkeypatch.setattr(importing, "_stage_confined", importing._stage)
     assert main([*words, "--sha256", digest]) == 4
     assert "--replace" in capsys.readouterr().err
+    asked = len(server.asked)
     assert main([*words, "--sha256", digest, "--id", "other", "-q"]) == 0
+    assert len(server.asked) == asked, "what was complete is not downloaded again"
     assert {path.name for path in models.iterdir()} == {"tiny", "other"}
 
 
@@ -452,10 +472,12 @@ def test_what_is_not_a_model_is_not_imported(
     assert main(["models", "fetch", f"{server.address}/x.zip", "--sha256", "0" * 64]) == 4
     assert "deleted and not opened" in capsys.readouterr().err
     assert main(["models", "fetch", f"{server.address}/x.zip", "--sha256", HASH]) == 4
-    assert "not a zip archive" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "not a zip archive" in said
+    assert "another one does not help" in said
     assert main(["models", "fetch", "http://localhost/x.zip", "--sha256", HASH]) == 3
     assert "not encrypted" in capsys.readouterr().err
-    assert not [path for path in models.rglob("*") if path.is_file()]
+    assert list(models.iterdir()) == []
 
 
 @pytest.mark.usefixtures("imports_here")

@@ -185,9 +185,9 @@ def _files(
     from medsegai.output.bids_files import dataset_of_all
     from medsegai.output.layouts import BatchFiles, BidsFiles, FreeSurferFiles
 
-    given = {"uncertainty": arguments.uncertainty, "preview": arguments.preview}
-    given |= {"probabilities": arguments.save_probabilities, "pages": arguments.pages}
-    given |= {"objects": any(card.object_labels for card in cards)}
+    given = {name: getattr(arguments, name) for name in ("uncertainty", "preview", "pages")}
+    given["probabilities"] = arguments.save_probabilities
+    given["objects"] = any(card.object_labels for card in cards)
     folder: Path = arguments.output
     if arguments.layout == "plain":
         return BatchFiles(folder, arguments.format or FORMATS[0], **given)

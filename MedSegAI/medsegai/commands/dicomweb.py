@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,10 @@ FILTERS = {
 MOST_SHOWN = 20
 """The largest number of series that a message lists."""
 
-MODALITIES = ("CT", "MR", "PT", "NM")
-"""The modalities of images; others in a study are results, reports or pictures."""
+MODALITIES = ("CT", "MR", "PT", "NM", "CR", "DX", "MG")
+"""The modalities of images; others in a study are results, reports or photographs."""
+
+DATE = "%Y%m%d"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -119,6 +122,7 @@ def run_find(arguments: argparse.Namespace) -> int:
     """Print studies, or the series of one study."""
     if arguments.limit < 1:
         raise RequestError(f"--limit must be at least 1, not {arguments.limit}.")
+    _check_filters(arguments)
     archive = _archive(arguments)
     found = _found(archive, arguments)
     shown, more = found[: arguments.limit], len(found) - arguments.limit
@@ -134,6 +138,27 @@ def run_find(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _check_filters(arguments: argparse.Namespace) -> None:
+    """Refuse filters that cannot be applied. Raises RequestError."""
+    given = [f"--{name}" for name in FILTERS if getattr(arguments, name)]
+    if arguments.study and given:
+        raise RequestError(
+            f"{given[0]} chooses among studies, and --study names one. Leave out one of them."
+        )
+    ends = (arguments.date or "").split("-", maxsplit=1)
+    if any(ends) and not all(map(_is_date, filter(None, ends))):
+        raise RequestError(
+            f"{arguments.date} is not a date in DICOM. Write 20260131, or 20260101-20260131."
+        )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return len(text) == 8 and bool(datetime.strptime(text, DATE))
+    except ValueError:
+        return False
 
 
 def _found(archive: Archive, arguments: argparse.Namespace) -> list[Found]:
@@ -239,12 +264,16 @@ def _series(archive: Archive, arguments: argparse.Namespace) -> Series:
     images = [item for item in found if item["Modality"] in MODALITIES]
     if len(images) == 1:
         return Series(arguments.study, images[0]["SeriesInstanceUID"])
-    listed = _listed(images[:MOST_SHOWN]) if images else ""
-    more = f"\n… and {len(images) - MOST_SHOWN} more" if len(images) > MOST_SHOWN else ""
-    print(listed + more if listed else "", file=sys.stderr)
+    _print_choices(images or found)
     raise InputError(
         f"The study has {len(images)} series of images, among {len(found)} in all. Name one with --series."
     )
+
+
+def _print_choices(found: list[Found]) -> None:
+    if found:
+        more = f"\n… and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+        print(_listed(found[:MOST_SHOWN]) + more, file=sys.stderr)
 
 
 def _listed(found: list[Found]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from medsegai.commands.console import shown_progress, table
 from medsegai.commands.parsing import add_quiet, add_switch
-from medsegai.errors import InputError, ModelError, RequestError
+from medsegai.errors import Cancelled, InputError, ModelError, ModelExistsError, RequestError
 from medsegai.models.card import ModelCard
 from medsegai.models.catalogue import own_models_folder
 from medsegai.models.index import INDEX_VARIABLE, ListedModel, ModelIndex
@@ -88,27 +88,38 @@ def run_fetch(arguments: argparse.Namespace) -> int:
     from medsegai.io.atomic import make_folder
 
     wanted = _wanted(arguments)
-    folder = own_models_folder()
-    place = folder / FOLDER / wanted.sha256.lower()
+    place = own_models_folder() / FOLDER / wanted.sha256.lower()
     make_folder(place)
-    file = place / _file_name(wanted.url)
-    with reserved([file]):
-        _load(wanted, file, arguments.quiet)
-        listed_id = None if "://" in arguments.model else wanted.id
-        card = _imported(file, folder, arguments.replace, arguments.id or listed_id)
-    _remove_empty(place)
+    try:
+        card = _fetched(wanted, place / _file_name(wanted.url), arguments)
+    finally:
+        _remove_empty(place)
     if not arguments.quiet:
         print(f"Imported {card.id} ({card.name}) into {card.folder}.")
     return 0
 
 
+def _fetched(wanted: ListedModel, file: Path, arguments: argparse.Namespace) -> ModelCard:
+    listed_id = None if "://" in arguments.model else wanted.id
+    with reserved([file]):
+        _load(wanted, file, arguments.quiet)
+        return _imported(file, own_models_folder(), arguments.replace, arguments.id or listed_id)
+
+
 def _imported(file: Path, folder: Path, replace: bool, id: str | None) -> ModelCard:
+    """Import a file that is complete. It stays for the next try, unless it was imported or is not a model."""
     from medsegai.models.importing import import_model
 
     try:
-        return import_model(file, folder, replace, id)
-    finally:
-        file.unlink(missing_ok=True)
+        card = import_model(file, folder, replace, id)
+    except ModelExistsError:
+        raise
+    except ModelError as error:
+        file.unlink()
+        arrived = "The download was complete, so another one does not help. Ask the provider of the model."
+        raise type(error)(f"{error} {arrived}") from error
+    file.unlink()
+    return card
 
 
 def _load(wanted: ListedModel, file: Path, quiet: bool) -> None:
@@ -119,7 +130,10 @@ def _load(wanted: ListedModel, file: Path, quiet: bool) -> None:
         def step(there: int, total: int | None) -> None:
             progress.step("load", there, max(total or wanted.bytes, there))
 
-        fetch(wanted.url, wanted.sha256, file, wanted.bytes, step)
+        try:
+            fetch(wanted.url, wanted.sha256, file, wanted.bytes, step)
+        except Cancelled:
+            raise Cancelled("Stopped by the user. Run the same command again to resume.") from None
 
 
 def _wanted(arguments: argparse.Namespace) -> ListedModel:

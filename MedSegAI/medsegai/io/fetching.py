@@ -49,7 +49,7 @@ Step = Callable[[int, "int | None"], None]
 
 
 def fetch(url: str, sha256: str, target: Path, most: int, step: Step) -> None:
-    """Download a file, and resume an earlier try.
+    """Download a file, and resume an earlier try. A complete file of an earlier try is not downloaded again.
 
     Args:
         url: the address, which begins with https://, as must all addresses to which it redirects.
@@ -67,6 +67,8 @@ def fetch(url: str, sha256: str, target: Path, most: int, step: Step) -> None:
     check_sha256(sha256)
     part = target.with_name(f"{target.name}.part")
     try:
+        if target.is_file() and _digest(target) == sha256.lower():
+            return
         for left in reversed(range(TRIES)):
             before = _size(part)
             try:
@@ -254,8 +256,12 @@ def _refused(url: str, code: int) -> MedSegAIError:
         404: "does not have this file. Check the address",
         410: "no longer has this file. Check the address",
     }
+    redirected = (
+        "redirects too often, or to an address that does not begin with https://. Ask its operator"
+    )
+    other = redirected if 300 <= code < 400 else "does not send the file"
     return InputError(
-        f"{without_query(url)} responded with {code}: the server {reasons.get(code, 'does not send the file')}."
+        f"{without_query(url)} responded with {code}: the server {reasons.get(code, other)}."
     )
 
 
@@ -319,9 +325,13 @@ def _too_large(url: str, most: int) -> ModelError:
     )
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _check(part: Path, sha256: str, url: str) -> None:
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = _digest(part)
     if found != sha256.lower():
         part.unlink()
         raise ModelError(

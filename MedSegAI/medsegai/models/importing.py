@@ -30,7 +30,14 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from medsegai.errors import InputError, MedSegAIError, ModelError, OutputError, UnsafeModelError
+from medsegai.errors import (
+    InputError,
+    MedSegAIError,
+    ModelError,
+    ModelExistsError,
+    OutputError,
+    UnsafeModelError,
+)
 from medsegai.io import write_card
 from medsegai.io.archives import DAMAGED, Kind, open_zip, unpacked
 from medsegai.io.atomic import output_error
@@ -445,9 +452,11 @@ def _move_in(card: ModelCard, models_folder: Path, replace: bool) -> ModelCard:
     _check_id(card)
     place = models_folder / card.id
     if (BUNDLED_MODELS / card.id).exists():
-        raise ModelError(f"{card.id!r} comes with MedSegAI. Give the model another id with --id.")
+        raise ModelExistsError(
+            f"{card.id!r} comes with MedSegAI. Give the model another id with --id."
+        )
     if place.exists() and not replace:
-        raise ModelError(
+        raise ModelExistsError(
             f"There is a model {card.id!r} in {place}. Add --replace to replace it, or --id to keep both."
         )
     old = card.folder.parent / "old"  # goes away with the staging folder

@@ -188,8 +188,7 @@ class _HandOut:
 
     def _take(self, key: str, waiting: deque[CaseJob]) -> Iterator[Entry]:
         """Take the result of a task, which is released at once."""
-        task = self._tasks.get(key)
-        if task is None:
+        if (task := self._tasks.get(key)) is None:
             return  # its worker was already gone
         answer = self._answer(task)
         del self._tasks[key]
