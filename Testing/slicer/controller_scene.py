@@ -58,6 +58,7 @@ class Scene:
         self.kept: KeptChoices | None = None
         self.closing = False
         self.noted: dict[Any, dict[str, Any]] = {}
+        self.saved_previews: list[tuple[str, str]] = []
         self.volume = HEAD
         self.sequence: Sequence[int] = ()
         self.frame, self.checked = 0, 1
@@ -121,6 +122,9 @@ class Scene:
         if self.read_error:
             raise self.read_error
         return Node(f"{volume.GetName()} region")
+
+    def settle_saved_previews(self) -> list[tuple[str, str]]:
+        return self.saved_previews
 
     def note_channels(self, segmentation: Any, nodes: Mapping[str, Any]) -> None:
         self.noted[segmentation] = dict(nodes)

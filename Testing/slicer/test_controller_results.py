@@ -99,6 +99,12 @@ def test_a_scene_that_is_opened_shows_its_one_result_and_takes_nothing_away(hous
     assert house.controller.results.node is shown
 
 
+def test_a_scene_that_was_saved_with_a_preview_says_what_became_of_it(house: House) -> None:
+    house.scene.saved_previews = [("Head preview", "Head segmentation")]
+    house.controller.scene_opened()
+    assert "Head segmentation is as it was before, and Head preview became" in house.panel.message
+
+
 def test_what_is_chosen_in_the_table_is_drawn(shown: House) -> None:
     """And once: a segmentation whose eye the user closes stays so when the page is left and entered."""
     node, other = shown.controller.results.node, Node("Older result")

@@ -297,3 +297,28 @@ def test_a_segmentation_knows_its_channels_after_loading_and_after_a_preview(
     for damaged in ("{", "7", "[1]", "[" * 5000):
         node.SetAttribute("MedSegAI.channels", damaged)
         assert scene.channels_of(node) == {}
+
+
+# --- a preview that waits while the scene is saved -------------------------------------------------
+
+
+def test_a_saved_preview_becomes_a_segmentation_and_the_original_is_shown(
+    mrml: Any, second_scene: Any, tmp_path: Path
+) -> None:
+    volume = add_volume(mrml, PLACES["oblique"])
+    scene = Scene(mrml)
+    result = result_for(scene.read(volume), two_blocks())
+    original = scene.write(volume, result)
+    preview = scene.preview(volume, result, OutputChoice(OutputMode.PREVIEW, original))
+    assert scene.settle_saved_previews() == [], "it still waits here"
+    through_mrb(mrml, second_scene, tmp_path)
+    names = (preview.node.GetName(), original.GetName())
+    assert Scene(second_scene).settle_saved_previews() == [names]
+    shown = {
+        name: bool(second_scene.GetFirstNodeByName(name).GetDisplayNode().GetVisibility())
+        for name in names
+    }
+    assert list(shown.values()) == [False, True]
+    assert Scene(second_scene).settle_saved_previews() == []
+    assert preview.accept() is original
+    assert scene.settle_saved_previews() == []

@@ -5,6 +5,7 @@ Panel, scene, queue and application are arguments; `protocols` defines what they
 
 from __future__ import annotations
 
+from MedSegAILib.controller import texts
 from MedSegAILib.controller.batches import Batches
 from MedSegAILib.controller.choices import Choices
 from MedSegAILib.controller.context import Context
@@ -83,7 +84,12 @@ class Controller:
     def scene_opened(self) -> None:
         """Show the choices and the result of a scene that was opened, or existed before the page."""
         self.choices.follow()
+        previews = self._context.scene.settle_saved_previews()
         self.results.show_only_one()
+        for preview, original in previews:
+            self._context.panel.show_message(
+                texts.SAVED_PREVIEW.format(preview=preview, original=original)
+            )
 
     def scene_closes(self) -> None:
         """Stop running jobs, whose volumes are removed, and forget the scene."""

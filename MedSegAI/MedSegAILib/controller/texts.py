@@ -15,6 +15,10 @@ from MedSegAILib.translation import counted
 from MedSegAILib.translation import tr as _
 from MedSegAILib.worker.location import WorkerLocation
 
+SAVED_PREVIEW = _(
+    "This scene was saved while a preview waited to be accepted or rejected. {original} is as it was before, and "
+    "{preview} became a segmentation of its own, which is hidden."
+)
 MEMBERS_NAMED = 4
 """The number of networks above which they are counted instead of named."""
 

@@ -21,6 +21,7 @@ from MedSegAILib.panel_values import SegmentRow, StructureRow
 from MedSegAILib.scene import (
     attachments,
     channels,
+    copies,
     drawing,
     exporting,
     inputs,
@@ -235,6 +236,10 @@ class Scene:
             InputError, GeometryError: see `write`.
         """
         return Preview(self._writer, source, result, output)
+
+    def settle_saved_previews(self) -> list[tuple[str, str]]:
+        """Make the previews that a scene was saved with segmentations of their own: see `copies.settled`."""
+        return copies.settled(self._scene)
 
     def show_3d(self, segmentation: SegmentationNode, shown: bool = True) -> None:
         """Show surfaces in the 3D views, which `make_surfaces` makes, or hide them."""

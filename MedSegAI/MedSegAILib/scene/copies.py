@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import slicer
 
 from MedSegAILib.scene.changes import ShownChange
 from MedSegAILib.scene.layers import EMPTY, boxes, layers_of, voxels_of
 from MedSegAILib.scene.merging import Plan, carry_out
-from MedSegAILib.scene.nodes import remove
+from MedSegAILib.scene.nodes import nodes_of, referred, remove
 from MedSegAILib.scene.segments import Looks, digests, looks_of, set_looks
 from MedSegAILib.scene.surfaces import MakeSurfaces
 from MedSegAILib.scene.visibility import show_as_the_card_says
-from MedSegAILib.slicer_types import SegmentationNode, VolumeNode, VTKObject
+from MedSegAILib.slicer_types import MRMLScene, SegmentationNode, VolumeNode, VTKObject
 from MedSegAILib.translation import tr as _
+
+PREVIEW_OF = "MedSegAI.preview"
+"""The role in which a preview refers to its original, while it waits for a decision."""
+
+_waiting: WeakSet[SegmentationNode] = WeakSet()
+"""The previews that this process shows."""
 
 
 class CopyWriter(Protocol):
@@ -76,6 +82,8 @@ class ShownCopy:
         show_as_the_card_says(self.node, plan.new_segments)
         if had_surfaces:
             writer.make_surfaces(self.node)
+        self.node.SetNodeReferenceID(PREVIEW_OF, original.GetID())
+        _waiting.add(self.node)
         self._original, self._scene = original, original.GetScene()
         self._change = ShownChange(original, self.node)
         self.place = self._change.place
@@ -114,6 +122,7 @@ class ShownCopy:
     def keep(self) -> None:
         """Make the copy a segmentation of its own: remove the marks, and show the original again."""
         self._change.remove()
+        self.node.RemoveNodeReferenceIDs(PREVIEW_OF)
         self._uncover()
 
     def close(self) -> None:
@@ -125,6 +134,27 @@ class ShownCopy:
     def _uncover(self) -> None:
         if self._scene.IsNodePresent(self._original):
             _uncover(self._original)
+
+
+def settled(scene: MRMLScene) -> list[tuple[str, str]]:
+    """Make the previews that a scene was saved with segmentations of their own, hidden, and show the originals.
+
+    What would have been done with them is not saved, so they can neither be accepted nor rejected.
+
+    Returns:
+        The names of each preview and of its original.
+    """
+    names = []
+    for node in nodes_of(scene, "vtkMRMLSegmentationNode"):
+        original = referred(node, PREVIEW_OF, "vtkMRMLSegmentationNode")
+        if original is None or node in _waiting:
+            continue
+        node.RemoveNodeReferenceIDs(PREVIEW_OF)
+        for each, visible in ((node, False), (original, True)):
+            each.CreateDefaultDisplayNodes()
+            each.GetDisplayNode().SetVisibility(visible)
+        names.append((node.GetName(), original.GetName()))
+    return names
 
 
 @dataclass
