@@ -13,7 +13,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from medsegai.boxes import LISTED_VALUE
 from medsegai.errors import InputError, RequestError, counted
 from medsegai.io import read_labelmap, read_volume
 from medsegai.models.card import ModelCard
@@ -107,7 +109,7 @@ class Siblings:
         if key not in self._made:
             random = np.random.default_rng([self.seed, zlib.crc32(case.name.encode()), number])
             varied = vary(self.values[case.codes], case.spacing, self.config, random)
-            self._made[key] = np.searchsorted(self.values, varied).astype(np.uint8)
+            self._made[key] = _encoded(varied, self.values.tolist())
         return dataclasses.replace(case, codes=self._made[key])
 
 
@@ -341,21 +343,30 @@ def conform_axes(volume: Volume) -> Volume:
     return Volume(voxels, Geometry(voxels.shape, matrix), volume.source)
 
 
+def _encoded(voxels: NDArray[np.integer], codes: Sequence[int]) -> NDArray[np.uint8]:
+    """Return the place of each voxel in the ascending `codes`; a table takes a tenth of the time of a search."""
+    if codes[0] < 0 or codes[-1] > LISTED_VALUE:
+        return np.searchsorted(codes, voxels).astype(np.uint8)
+    table = np.zeros(codes[-1] + 1, np.uint8)
+    table[np.asarray(codes)] = np.arange(len(codes))
+    return table[voxels]
+
+
 def store_case(
     labels: Volume, image: NDArray[np.float32] | None, codes: Sequence[int], tables: LabelTables
 ) -> StoredCase:
     """Encode a label map, and crop it to its content if it has no image."""
-    encoded = np.searchsorted(codes, labels.voxels).astype(np.uint8)
+    encoded = _encoded(labels.voxels, codes)
     if image is None:
-        bounds = ((int(hit.min()), int(hit.max()) + 1) for hit in np.nonzero(encoded))
-        encoded = encoded[tuple(slice(first, last) for first, last in bounds)]
+        (content,) = ndimage.find_objects((encoded > 0).view(np.uint8)) or [...]
+        encoded = encoded[content]
     wanted = tables.brain[tables.targets.int()].numpy()
-    hits = np.nonzero(wanted[encoded])
-    if not hits[0].size:
+    brain = ndimage.find_objects((wanted[encoded] > 0).view(np.uint8))
+    if not brain:
         raise InputError(
             f"{labels.source} does not hold any structure to learn. Check data.remap and the card."
         )
-    k, j, i = (float(hit.min() + hit.max()) / 2 for hit in hits)
+    k, j, i = ((part.start + part.stop - 1) / 2 for part in brain[0])
     name = Path(labels.source).name
     spacing = labels.geometry.spacing_mm
     return StoredCase(
