@@ -8,6 +8,7 @@ from medsegai.inference.fusion import Accumulator, Ensemble, PartPrediction, fus
 from medsegai.inference.grid_sampling import Slab
 from medsegai.inference.joint_probabilities import JointProbabilities
 from medsegai.inference.probabilities import Block
+from medsegai.networks.mapped_memory import mapped_zeros
 from medsegai.volume import Geometry
 from process_memory import resident_bytes
 
@@ -147,3 +148,9 @@ def test_what_a_row_lacks_of_improbable_classes_goes_to_the_background() -> None
     fused = accumulated([(FULL, 1.0, values)]).result().values.float()
     assert not fused[2].any()
     np.testing.assert_allclose(fused[0] + fused[1], 1.0, atol=1e-3)
+
+
+def test_more_than_the_memory_is_a_memory_error() -> None:
+    """As an OSError it would be reported as a file that cannot be opened."""
+    with pytest.raises(MemoryError):
+        mapped_zeros((2**40, 2**10), torch.float16)

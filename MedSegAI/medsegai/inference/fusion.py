@@ -106,9 +106,7 @@ class Accumulator:
         self.total_weight = 0.0
         self._members: list[MemberLabels] = []
         self._sums_logits = not self.activation.sums_to_one and not self.vote
-        self._sums_probabilities = (
-            self.activation.sums_to_one
-        )  # also votes are for probable classes
+        self._sums_probabilities = self.activation.sums_to_one  # votes, too, are for probable ones
         shape = (len(self.labels), *self.geometry.shape)
         dtype = torch.float32 if self._sums_logits else torch.float16
         try:
@@ -253,8 +251,8 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
 
 def _rows_above(least: float, values: Tensor) -> list[Rows]:
     """For each class of `values` (class, k, j, i), the box of rows of voxels with all values above `least`."""
-    if values.device.type != "cpu":
-        return [EVERY_ROW] * len(values)  # finding them would wait for the device
+    if values.device.type != "cpu" or not values.numel():
+        return [EVERY_ROW] * len(values)  # finding them would wait for another device
     found = (values.amax(3) > least).numpy()
     return list(zip(_bounds(np.any(found, axis=2)), _bounds(np.any(found, axis=1)), strict=True))
 
