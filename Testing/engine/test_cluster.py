@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import logging
 import os
 import signal
 import socket
@@ -336,6 +337,25 @@ def test_a_server_that_is_not_a_scheduler_is_not_waited_for(
         connection.scheduler_at(web_server),
     ):
         pass
+
+
+def test_logs_with_a_level_of_their_own_are_silent_too(
+    web_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask's configuration gives `distributed.client` one, which printed a line when a scheduler died."""
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "CLOSE_SECONDS", 0.5)
+    own = logging.getLogger("distributed.client")
+    monkeypatch.setattr(own, "level", logging.WARNING)
+    seen: list[bool] = []
+
+    def look() -> None:
+        seen.append(own.isEnabledFor(logging.ERROR))
+
+    with pytest.raises(WorkerError), connection.scheduler_at(web_server, look):
+        pass
+    assert seen[0] is False
+    assert own.level == logging.WARNING
 
 
 def test_the_wait_for_a_scheduler_can_be_stopped(web_server: str) -> None:

@@ -21,6 +21,7 @@ import requests as http_requests
 
 import dicom_files
 from medsegai.cli import main
+from medsegai.commands import dicomweb as command
 from medsegai.errors import Cancelled, InputError, RequestError
 from medsegai.io import read_volume
 from medsegai.io.dicomweb import PASSWORD, TOKEN, USER, Archive, Series, check_uid
@@ -281,3 +282,31 @@ def test_half_of_the_credentials_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_not_a_uid_never_reaches_an_address(uid: str) -> None:
     with pytest.raises(RequestError, match="not a DICOM UID"):
         check_uid(uid)
+
+
+def test_the_one_radiograph_of_a_study_need_not_be_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [
+        {"Modality": "DX", "SeriesInstanceUID": "1.2.3"},
+        {"Modality": "SR", "SeriesInstanceUID": "1.2.4"},
+    ]
+    fetched: list[Series] = []
+
+    class Known:
+        def series(self, study: str, filters: object) -> list[dict[str, str]]:
+            return found
+
+        def fetch(self, wanted: Series, folder: Path, step: object) -> int:
+            fetched.append(wanted)
+            return 1
+
+    monkeypatch.setattr(command, "_archive", lambda arguments: Known())
+    words = ["dicomweb", "fetch", "https://host/dicom-web", "--study", "1.2", "-o", f"{tmp_path}/x"]
+    assert main(words) == 0
+    assert fetched == [Series("1.2", "1.2.3")]
+    found.pop(0)
+    assert main(words) == 3
+    said = capsys.readouterr().err
+    assert "The study has 0 series of images, among 1 in all" in said
+    assert "1.2.4" in said, "what there is instead is listed"
