@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http
 import http.client
 import re
@@ -19,6 +18,7 @@ from typing import IO, Any
 
 from medsegai.errors import InputError, MedSegAIError, ModelError
 from medsegai.io.atomic import output_error
+from medsegai.models.card import file_sha256
 from medsegai.system.outside_text import one_line
 
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -67,7 +67,7 @@ def fetch(url: str, sha256: str, target: Path, most: int, step: Step) -> None:
     check_sha256(sha256)
     part = target.with_name(f"{target.name}.part")
     try:
-        if target.is_file() and _digest(target) == sha256.lower():
+        if target.is_file() and file_sha256(target) == sha256.lower():
             return
         for left in reversed(range(TRIES)):
             before = _size(part)
@@ -325,13 +325,8 @@ def _too_large(url: str, most: int) -> ModelError:
     )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check(part: Path, sha256: str, url: str) -> None:
-    found = _digest(part)
+    found = file_sha256(part)
     if found != sha256.lower():
         part.unlink()
         raise ModelError(
